@@ -1,0 +1,183 @@
+package config
+
+import (
+	"net/netip"
+
+	"hearth/internal/env"
+)
+
+// Agent is nodeagent.yaml: the settings of one node's agent.
+type Agent struct {
+	// Instance names everything that this agent owns: directories, sockets,
+	// containerd namespace, cgroup, pins, links. Two agents on one kernel need
+	// two instances.
+	Instance string `json:"instance"`
+	// Node is this node's name in the cluster; default is the host's name.
+	Node string `json:"node"`
+	// StateDir outlives reboots. RunDir does not, and holds the sockets.
+	StateDir string `json:"stateDir"`
+	RunDir   string `json:"runDir"`
+	// ClassesDir has EnvironmentClass manifests, *.yaml, *.yml and *.json.
+	ClassesDir string `json:"classesDir"`
+	// InitPath is the envinit binary to mount into environments; default is the
+	// one beside the nodeagent binary.
+	InitPath   string          `json:"initPath"`
+	Containerd Containerd      `json:"containerd"`
+	Cgroup     Cgroup          `json:"cgroup"`
+	Network    Network         `json:"network"`
+	IDs        IDs             `json:"ids"`
+	Limits     Limits          `json:"limits"`
+	Defaults   Resources       `json:"defaults"`
+	API        AgentAPI        `json:"api"`
+	Controller *ControllerLink `json:"controller,omitempty"`
+	Detection  AgentDetection  `json:"detection"`
+	Snapshots  Snapshots       `json:"snapshots"`
+	Log        Log             `json:"log"`
+}
+
+// Containerd says whose containerd is used: the one at Address, or one that
+// the agent starts from BinDir and keeps in its own directories. Exactly one of
+// the two is set.
+type Containerd struct {
+	Address     string `json:"address,omitempty"` // path of the socket
+	BinDir      string `json:"binDir,omitempty"`  // has containerd, containerd-shim-runc-v2 and runc
+	Runtime     string `json:"runtime,omitempty"` // path of runc; default binDir's, or what the shim finds
+	Namespace   string `json:"namespace"`
+	Snapshotter string `json:"snapshotter"`
+}
+
+// Managed reports whether the agent runs its own containerd.
+func (c Containerd) Managed() bool { return c.BinDir != "" }
+
+// Cgroup places the agent's tree.
+type Cgroup struct {
+	Root string `json:"root"` // absolute in the cgroup filesystem: "/hearth"
+}
+
+// Network is the islands' addressing.
+type Network struct {
+	// Pool has one address for every island; IPv4.
+	Pool netip.Prefix `json:"pool"`
+	// LinkPrefix begins the name of every link on the host: 1 to 5 letters and
+	// digits. Two instances need two.
+	LinkPrefix string `json:"linkPrefix"`
+	// Resolvers answer the environments' DNS questions through the agent. Absent
+	// means those of the host's resolv.conf; an empty list, no names at all.
+	Resolvers []Resolver `json:"resolvers"`
+	// Refused are further destinations that no environment may reach, such as
+	// pod and service ranges with public addresses; IPv4.
+	Refused []netip.Prefix `json:"refused"`
+	// UnsafeOpenSwitch lets root on the node open an island completely, so that
+	// a test can show that a refused destination would have answered. Never in
+	// production.
+	UnsafeOpenSwitch bool `json:"unsafeOpenSwitch"`
+}
+
+// ResolverAddrs returns the resolvers as addresses.
+func (n Network) ResolverAddrs() []netip.AddrPort {
+	out := make([]netip.AddrPort, len(n.Resolvers))
+	for i, r := range n.Resolvers {
+		out[i] = r.AddrPort
+	}
+	return out
+}
+
+// IDs is where slots' user and group ids lie on the host: Count ranges of
+// env.IDRangeSize, the first from Base on.
+type IDs struct {
+	Base  uint32 `json:"base"`
+	Count uint32 `json:"count"`
+}
+
+// Limits is what all environments of the node may use together.
+type Limits struct {
+	Slots  int   `json:"slots"`  // slots and environments together
+	Memory Bytes `json:"memory"` // what their limits may add up to, and the limit of their cgroup tree
+	PIDs   int64 `json:"pids"`   // limit of their cgroup tree
+}
+
+// Resources are an environment's limits where its class is silent.
+type Resources struct {
+	CPU    Millis `json:"cpu"`
+	Memory Bytes  `json:"memory"`
+	PIDs   int64  `json:"pids"`
+}
+
+// Complete fills what r leaves to the node.
+func (d Resources) Complete(r env.Resources) env.Resources {
+	if r.CPUMillis == 0 {
+		r.CPUMillis = int64(d.CPU)
+	}
+	if r.MemoryBytes == 0 {
+		r.MemoryBytes = int64(d.Memory)
+	}
+	if r.PIDs == 0 {
+		r.PIDs = d.PIDs
+	}
+	return r
+}
+
+// AgentAPI is where the agent listens.
+type AgentAPI struct {
+	// Listen is the TCP address of the Node API (mutual TLS) and the Guest API
+	// (TLS and tokens).
+	Listen string `json:"listen"`
+	// Advertise is the host:port by which others reach Listen; it is in the
+	// access of every claim, and its host is in the node's certificate.
+	Advertise string `json:"advertise"`
+	// Metrics is the address of /metrics, /healthz and /readyz.
+	Metrics string `json:"metrics"`
+	// Socket is the root-only Unix socket of the Node API.
+	Socket string `json:"socket"`
+}
+
+// ControllerLink is how the agent joins a controller.
+type ControllerLink struct {
+	Address string `json:"address"` // host:port
+	// JoinTokenFile holds the join token. It is read at the first join only:
+	// later the agent renews with its own certificate.
+	JoinTokenFile string `json:"joinTokenFile"`
+	CAFile        string `json:"caFile"` // PEM of the controller's authority
+}
+
+// AgentDetection configures detection on the node.
+type AgentDetection struct {
+	// RulesDir has rules that are loaded beside the built-in ones.
+	RulesDir string `json:"rulesDir,omitempty"`
+	// EventsFile receives one line of JSON for every detection, appended. Empty
+	// is standard output; logs go to standard error.
+	EventsFile string `json:"eventsFile,omitempty"`
+}
+
+// Snapshots is the node's snapshot store.
+type Snapshots struct {
+	Dir string `json:"dir"`
+	// MaxFiles and MaxBytes bound one snapshot, since its size is chosen inside
+	// the environment.
+	MaxFiles uint64 `json:"maxFiles"`
+	MaxBytes Bytes  `json:"maxBytes"`
+}
+
+// Log is what is written to standard error.
+type Log struct {
+	Level  string `json:"level"`  // debug, info, warn, error
+	Format string `json:"format"` // text, json
+}
+
+// LoadAgent reads nodeagent.yaml. Every fault of the file is in the error,
+// which matches env.ErrInvalid; a file that cannot be read matches the
+// os package's errors.
+func LoadAgent(path string, host Host) (Agent, error) {
+	var a Agent
+	if err := loadFile(path, &a); err != nil {
+		return Agent{}, err
+	}
+	a = defaultAgent(a, host)
+	return a, wrapFaults(path, a.validate())
+}
+
+// DefaultAgent is what an empty file means on host.
+func DefaultAgent(host Host) Agent { return defaultAgent(Agent{}, host) }
+
+// Validate checks an Agent that did not come from LoadAgent.
+func (a Agent) Validate() error { return wrapFaults("agent settings", a.validate()) }

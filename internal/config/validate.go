@@ -1,0 +1,248 @@
+package config
+
+import (
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"hearth/internal/env"
+)
+
+const (
+	maxInstance   = 31
+	maxLinkPrefix = 5
+	// maxIDRanges keeps every range below 2^31 and above the host's own users.
+	maxIDRanges = 32000
+	// maxSocketPath is the size of sun_path less its end (unix(7)).
+	maxSocketPath = 107
+)
+
+func (a Agent) validate() []fault {
+	var l faultList
+	l.instance("instance", a.Instance)
+	l.dnsName("node", a.Node)
+	for _, p := range []struct{ key, path string }{
+		{"stateDir", a.StateDir}, {"runDir", a.RunDir}, {"classesDir", a.ClassesDir},
+		{"initPath", a.InitPath}, {"api.socket", a.API.Socket}, {"snapshots.dir", a.Snapshots.Dir},
+	} {
+		l.absPath(p.key, p.path)
+	}
+	if a.StateDir == a.RunDir {
+		l.addf("runDir", "is stateDir too: the one outlives reboots, the other must not")
+	}
+	if len(a.API.Socket) > maxSocketPath {
+		l.addf("api.socket", "has %d characters, a Unix socket's path may have %d: choose a shorter runDir", len(a.API.Socket), maxSocketPath)
+	}
+	a.Containerd.validate(&l)
+	l.absPath("cgroup.root", a.Cgroup.Root)
+	if a.Cgroup.Root == "/" {
+		l.addf("cgroup.root", "must not be the root of all cgroups: the agent limits and deletes its own tree")
+	}
+	a.Network.validate(&l)
+	a.IDs.validate(&l)
+	a.Limits.validate(&l, a.IDs)
+	a.Defaults.validate(&l, a.Limits)
+	l.listen("api.listen", a.API.Listen)
+	l.hostPort("api.advertise", a.API.Advertise)
+	l.listen("api.metrics", a.API.Metrics)
+	if c := a.Controller; c != nil {
+		l.hostPort("controller.address", c.Address)
+		l.absPath("controller.joinTokenFile", c.JoinTokenFile)
+		l.absPath("controller.caFile", c.CAFile)
+	}
+	if a.Detection.RulesDir != "" {
+		l.absPath("detection.rulesDir", a.Detection.RulesDir)
+	}
+	if a.Detection.EventsFile != "" {
+		l.absPath("detection.eventsFile", a.Detection.EventsFile)
+	}
+	a.Log.validate(&l)
+	return l.faults
+}
+
+func (c Containerd) validate(l *faultList) {
+	switch {
+	case c.BinDir != "" && c.Address != "":
+		l.addf("containerd", "address (a containerd that runs already) and binDir (one of the agent's own) exclude each other: remove one")
+	case c.BinDir != "":
+		l.absPath("containerd.binDir", c.BinDir)
+	default:
+		l.absPath("containerd.address", c.Address)
+	}
+	if c.Runtime != "" {
+		l.absPath("containerd.runtime", c.Runtime)
+	}
+	// containerd's identifiers (pkg/identifiers): the instance's form is narrower.
+	l.instance("containerd.namespace", c.Namespace)
+	if c.Snapshotter != "overlayfs" {
+		l.addf("containerd.snapshotter", "%.64q is not supported: overlayfs is the only snapshotter whose layers Hearth can shift and capture", c.Snapshotter)
+	}
+}
+
+func (n Network) validate(l *faultList) {
+	l.prefix4("network.pool", n.Pool)
+	if n.Pool.IsValid() && (n.Pool.Bits() < 8 || n.Pool.Bits() > 30) {
+		l.addf("network.pool", "%s has an address for too many or too few islands: want /8 to /30", n.Pool)
+	}
+	if p := n.LinkPrefix; len(p) > maxLinkPrefix || !isLabel(p) || strings.Contains(p, "-") || p[0] < 'a' {
+		l.addf("network.linkPrefix", "%.64q: want 1 to %d letters a-z and digits, a letter first", p, maxLinkPrefix)
+	}
+	for i, r := range n.Resolvers {
+		if !r.Addr().Is4() || r.Addr().IsUnspecified() || r.Addr().IsMulticast() {
+			l.addf(index("network.resolvers", i), "%s is not the IPv4 address of a server", r.Addr())
+		}
+	}
+	for i, p := range n.Refused {
+		l.prefix4(index("network.refused", i), p)
+	}
+}
+
+func (i IDs) validate(l *faultList) {
+	if i.Count > maxIDRanges {
+		l.addf("ids.count", "%d ranges of %d ids do not fit below 2^31: at most %d", i.Count, env.IDRangeSize, maxIDRanges)
+		return
+	}
+	switch end := uint64(i.Base) + uint64(i.Count)*env.IDRangeSize; {
+	case i.Base%env.IDRangeSize != 0:
+		l.addf("ids.base", "%d is not a multiple of %d", i.Base, env.IDRangeSize)
+	case i.Base < env.IDRangeSize:
+		l.addf("ids.base", "%d overlaps the host's own users: want at least %d", i.Base, env.IDRangeSize)
+	case end > idRangesEnd:
+		l.addf("ids.base", "the ranges end at %d, beyond 2^31: lower base or count", end)
+	}
+}
+
+func (m Limits) validate(l *faultList, ids IDs) {
+	if m.Slots < 0 {
+		l.addf("limits.slots", "%d is negative", m.Slots)
+	}
+	if m.Slots > int(ids.Count) {
+		l.addf("limits.slots", "%d slots need as many id ranges, and ids.count is %d: raise it", m.Slots, ids.Count)
+	}
+	if m.Memory < 64*mib {
+		l.addf("limits.memory", "%d bytes is less than any environment needs: want at least 64Mi", m.Memory)
+	}
+	if m.PIDs < minPIDs {
+		l.addf("limits.pids", "%d is less than any environment needs: want at least %d", m.PIDs, minPIDs)
+	}
+}
+
+func (d Resources) validate(l *faultList, m Limits) {
+	checkCPU(l, "defaults.cpu", int64(d.CPU))
+	checkMemory(l, "defaults.memory", int64(d.Memory))
+	checkPIDs(l, "defaults.pids", d.PIDs)
+	if d.Memory > m.Memory {
+		l.addf("defaults.memory", "is more than limits.memory: no environment with the default would fit")
+	}
+	if d.PIDs > m.PIDs {
+		l.addf("defaults.pids", "is more than limits.pids: no environment with the default would fit")
+	}
+}
+
+func (g Log) validate(l *faultList) {
+	l.oneOf("log.level", g.Level, "debug", "info", "warn", "error")
+	l.oneOf("log.format", g.Format, "text", "json")
+}
+
+func (c Controller) validate() []fault {
+	var l faultList
+	l.instance("instance", c.Instance)
+	l.absPath("stateDir", c.StateDir)
+	l.absPath("keysFile", c.KeysFile)
+	l.absPath("joinTokenFile", c.JoinTokenFile)
+	l.listen("api.listen", c.API.Listen)
+	l.listen("api.metrics", c.API.Metrics)
+	for i, n := range c.API.Names {
+		if _, err := netip.ParseAddr(n); err != nil {
+			l.dnsName(index("api.names", i), n)
+		}
+	}
+	h, lost := c.Fleet.Heartbeat.Duration, c.Fleet.LostAfter.Duration
+	if h < 100*time.Millisecond || h > time.Minute {
+		l.addf("fleet.heartbeat", "%s: want 100ms to 1m", h)
+	}
+	if lost < 2*h {
+		l.addf("fleet.lostAfter", "%s: want at least two heartbeats, %s", lost, 2*h)
+	}
+	c.Log.validate(&l)
+	return l.faults
+}
+
+// instance checks a name that becomes part of paths, links and namespaces.
+func (l *faultList) instance(key, s string) {
+	if len(s) > maxInstance || !isLabel(s) {
+		l.addf(key, "%.64q: want 1 to %d characters of a-z, 0-9 and inner dashes", s, maxInstance)
+	}
+}
+
+func (l *faultList) dnsName(key, s string) {
+	ok := len(s) > 0 && len(s) <= 253
+	for part := range strings.SplitSeq(s, ".") {
+		ok = ok && isLabel(part)
+	}
+	if !ok {
+		l.addf(key, "%.64q is not a host name (RFC 1123): a-z, 0-9, inner dashes, dots between", s)
+	}
+}
+
+func (l *faultList) absPath(key, s string) {
+	switch {
+	case s == "":
+		l.addf(key, "is missing: give an absolute path")
+	case !filepath.IsAbs(s) || filepath.Clean(s) != s || strings.ContainsRune(s, 0):
+		l.addf(key, "%.128q is not an absolute path without . and ..", s)
+	}
+}
+
+func (l *faultList) prefix4(key string, p netip.Prefix) {
+	switch {
+	case !p.Addr().Is4():
+		l.addf(key, "%s is not an IPv4 prefix such as 192.0.2.0/24", p)
+	case p.Masked() != p:
+		l.addf(key, "%s has bits behind its prefix: write %s, or %s/32 for one address", p, p.Masked(), p.Addr())
+	}
+}
+
+// listen checks an address to listen on: the host may be empty.
+func (l *faultList) listen(key, s string) {
+	if _, port, err := net.SplitHostPort(s); err != nil || !isPort(port, true) {
+		l.addf(key, "%.128q is not an address to listen on such as :7401 or 127.0.0.1:7402", s)
+	}
+}
+
+func (l *faultList) hostPort(key, s string) {
+	host, port, err := net.SplitHostPort(s)
+	if err != nil || host == "" || !isPort(port, false) {
+		l.addf(key, "%.128q is not host:port", s)
+	}
+}
+
+func (l *faultList) oneOf(key, s string, allowed ...string) {
+	if !slices.Contains(allowed, s) {
+		l.addf(key, "%.64q: want %s", s, alternatives(allowed))
+	}
+}
+
+func alternatives(words []string) string {
+	n := len(words) - 1
+	return strings.Join(words[:n], ", ") + " or " + words[n]
+}
+
+func isPort(s string, zero bool) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && (n > 0 || zero)
+}
+
+// isLabel is RFC 1123's label, in lower case.
+func isLabel(s string) bool {
+	if len(s) == 0 || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
+		return false
+	}
+	return strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
+}
+
+func index(key string, i int) string { return key + "[" + strconv.Itoa(i) + "]" }

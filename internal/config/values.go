@@ -1,0 +1,80 @@
+package config
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+)
+
+// Bytes is a size. In files it is written as Kubernetes writes it: "512Mi",
+// "2Gi", "1000000".
+type Bytes int64
+
+// UnmarshalJSON accepts a string or a number.
+func (b *Bytes) UnmarshalJSON(data []byte) error {
+	q, err := parseQuantity(data)
+	if err != nil {
+		return err
+	}
+	if q.Sign() < 0 || q.CmpInt64(1<<62) > 0 {
+		return fmt.Errorf("%s is not a size of 0 to 4Ei", q.String())
+	}
+	*b = Bytes(q.Value())
+	return nil
+}
+
+// MarshalJSON writes the shortest form.
+func (b Bytes) MarshalJSON() ([]byte, error) {
+	return resource.NewQuantity(int64(b), resource.BinarySI).MarshalJSON()
+}
+
+// Millis is an amount of CPU in thousandths of one. In files it is written as
+// Kubernetes writes it: "500m", "2".
+type Millis int64
+
+// UnmarshalJSON accepts a string or a number.
+func (m *Millis) UnmarshalJSON(data []byte) error {
+	q, err := parseQuantity(data)
+	if err != nil {
+		return err
+	}
+	if q.Sign() < 0 || q.CmpInt64(1<<40) > 0 {
+		return fmt.Errorf("%s is not a number of CPUs", q.String())
+	}
+	*m = Millis(q.MilliValue())
+	return nil
+}
+
+// MarshalJSON writes the shortest form.
+func (m Millis) MarshalJSON() ([]byte, error) {
+	return resource.NewMilliQuantity(int64(m), resource.DecimalSI).MarshalJSON()
+}
+
+func parseQuantity(data []byte) (resource.Quantity, error) {
+	text := string(bytes.Trim(data, `"`))
+	q, err := resource.ParseQuantity(text)
+	if err != nil {
+		return q, fmt.Errorf(`%.64q is not a quantity such as "500m", "2" or "512Mi"`, text)
+	}
+	return q, nil
+}
+
+// Resolver is the address of a DNS server; the port is 53 where none is
+// written.
+type Resolver struct{ netip.AddrPort }
+
+// UnmarshalText accepts "192.0.2.53" and "192.0.2.53:5353".
+func (r *Resolver) UnmarshalText(text []byte) error {
+	if a, err := netip.ParseAddr(string(text)); err == nil {
+		r.AddrPort = netip.AddrPortFrom(a, 53)
+		return nil
+	}
+	ap, err := netip.ParseAddrPort(string(text))
+	if err != nil || ap.Port() == 0 {
+		return fmt.Errorf("%.64q is not an address, with or without a port", text)
+	}
+	r.AddrPort = ap
+	return nil
+}
