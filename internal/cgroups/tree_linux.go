@@ -1,0 +1,175 @@
+package cgroups
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"hearth/internal/env"
+)
+
+// Tree is our root cgroup in every hierarchy of this node. It is safe for
+// concurrent use.
+type Tree struct {
+	root   string
+	layout Layout
+	log    *slog.Logger
+	// roots are our root in each hierarchy, the cgroup2 one first.
+	roots []treeRoot
+}
+
+type treeRoot struct {
+	hierarchy
+	dir *os.File
+}
+
+// Open finds out the layout and makes our root cgroup in every hierarchy. In
+// cgroup2 it hands the controllers cpu, memory, pids and io down, as far as
+// they are there.
+func Open(cfg Config, log *slog.Logger) (*Tree, error) {
+	if cfg.Mount == "" {
+		cfg.Mount = "/sys/fs/cgroup"
+	}
+	clean := path.Clean(cfg.Root)
+	if !path.IsAbs(clean) || clean == "/" || strings.Contains(cfg.Root, "..") {
+		return nil, fmt.Errorf("%w: cgroup root %q: want an absolute path below the mount, such as /hearth", env.ErrInvalid, cfg.Root)
+	}
+	layout, hs, err := detect(cfg.Mount)
+	if err != nil {
+		return nil, err
+	}
+	t := &Tree{root: clean, layout: layout, log: log}
+	for _, h := range hs {
+		dir, err := makeRoot(h, clean)
+		if err != nil {
+			_ = t.Close()
+			return nil, fmt.Errorf("make cgroup root %s: %w", h.path+clean, err)
+		}
+		t.roots = append(t.roots, treeRoot{hierarchy: h, dir: dir})
+	}
+	return t, nil
+}
+
+// Layout says how this node mounts its cgroups.
+func (t *Tree) Layout() Layout { return t.layout }
+
+// Close releases the descriptors. Groups stay usable, except for Remove,
+// SetLimits and Usage.
+func (t *Tree) Close() error {
+	var errs []error
+	for _, r := range t.roots {
+		errs = append(errs, r.dir.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// SetBudget limits all slots together.
+func (t *Tree) SetBudget(r env.Resources) error {
+	for _, w := range t.writes(r, nil) {
+		if err := w.do(); err != nil {
+			return fmt.Errorf("set budget of %s: %w", t.root, err)
+		}
+	}
+	return nil
+}
+
+// Create makes the slot's cgroup in every hierarchy, or in none. The slot must
+// be new: env.ErrExists otherwise.
+func (t *Tree) Create(slot env.SlotID) (*Group, error) {
+	if _, err := env.ParseSlotID(string(slot)); err != nil {
+		return nil, err
+	}
+	for i, r := range t.roots {
+		made, err := mkdirAt(r.dir, string(slot))
+		if err == nil && !made {
+			err = fmt.Errorf("%w: cgroup %s/%s", env.ErrExists, r.dir.Name(), slot)
+		}
+		if err != nil {
+			t.undo(slot, i)
+			return nil, fmt.Errorf("create cgroup of slot %s: %w", slot, err)
+		}
+	}
+	g, err := t.open(slot)
+	if err == nil {
+		err = g.prepare()
+	}
+	if err != nil {
+		if g != nil {
+			_ = g.Close()
+		}
+		t.undo(slot, len(t.roots))
+		return nil, fmt.Errorf("create cgroup of slot %s: %w", slot, err)
+	}
+	return g, nil
+}
+
+// undo removes the slot's empty cgroup from the first n hierarchies.
+func (t *Tree) undo(slot env.SlotID, n int) {
+	for _, r := range t.roots[:n] {
+		if err := unix.Unlinkat(int(r.dir.Fd()), string(slot), unix.AT_REMOVEDIR); vanished(err) != nil {
+			t.log.Warn("half-made cgroup stays until the next sweep", "path", r.dir.Name(), "slot", slot, "err", err)
+		}
+	}
+}
+
+// Adopt opens the cgroup of a slot that an earlier agent made. Hierarchies in
+// which it is missing get it.
+func (t *Tree) Adopt(slot env.SlotID) (*Group, error) {
+	if _, err := env.ParseSlotID(string(slot)); err != nil {
+		return nil, err
+	}
+	g, err := t.open(slot)
+	if err != nil {
+		return nil, fmt.Errorf("adopt cgroup of slot %s: %w", slot, err)
+	}
+	for _, r := range t.roots[1:] {
+		if _, err := mkdirAt(r.dir, string(slot)); err != nil {
+			_ = g.Close()
+			return nil, fmt.Errorf("adopt cgroup of slot %s: %w", slot, err)
+		}
+	}
+	return g, nil
+}
+
+// List names every slot that has a cgroup in any hierarchy, sorted.
+func (t *Tree) List() ([]env.SlotID, error) {
+	var slots []env.SlotID
+	for _, r := range t.roots {
+		names, err := children(r.dir)
+		if err != nil {
+			return nil, fmt.Errorf("list cgroups: %w", err)
+		}
+		for _, n := range names {
+			if s, err := env.ParseSlotID(n); err == nil {
+				slots = append(slots, s)
+			}
+		}
+	}
+	slices.Sort(slots)
+	return slices.Compact(slots), nil
+}
+
+// RemoveRoot removes our root cgroup everywhere. While slots have cgroups it
+// refuses with env.ErrState. The tree is of no use afterwards but for Close.
+func (t *Tree) RemoveRoot() error {
+	slots, err := t.List()
+	if vanished(err) != nil {
+		return err
+	}
+	if len(slots) > 0 {
+		return fmt.Errorf("%w: remove cgroup root %s: %d slots are in it; release them first", env.ErrState, t.root, len(slots))
+	}
+	var errs []error
+	for _, r := range t.roots {
+		if err := vanished(unix.Rmdir(r.path + t.root)); err != nil {
+			errs = append(errs, fmt.Errorf("remove cgroup root %s: %w", r.path+t.root, err))
+		}
+	}
+	return errors.Join(errs...)
+}

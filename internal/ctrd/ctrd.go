@@ -1,0 +1,118 @@
+package ctrd
+
+import (
+	"time"
+
+	"hearth/internal/env"
+)
+
+// Config says which containerd is used and what is ours in it.
+type Config struct {
+	Instance    string // "hearth"
+	Namespace   string // containerd namespace; "" is Instance
+	Snapshotter string // "" is overlayfs
+
+	// Address is the socket of a given containerd. It is used if BinDir is
+	// empty; with BinDir the socket is State/containerd.sock.
+	Address string
+
+	// BinDir holds containerd and its shim: then this package starts and keeps
+	// a containerd of its own.
+	BinDir string
+	Root   string // the managed containerd's data; must survive a reboot
+	State  string // its socket, pid file, configuration and log; short: a socket's path has at most 107 bytes
+
+	RuntimeBinary string // runc; "" is BinDir's, or what a given containerd's shim finds in PATH
+	// ShimGroup is how many containers may share one shim: 0 or 1 is a shim
+	// each. At most 8: a shim is one failure domain.
+	ShimGroup int
+	// CertsDir has the registries' certificates and mirrors, laid out as
+	// containerd's certs.d; "" is /etc/containerd/certs.d.
+	CertsDir string
+	// StartTimeout bounds the wait for containerd's first answer; 0 is 15 s.
+	StartTimeout time.Duration
+}
+
+// Image is an image that is present, unpacked and held.
+type Image struct {
+	Ref        string
+	Digest     string // of the manifest or index that the reference names
+	Env        []string
+	Entrypoint []string
+	Cmd        []string
+	User       string
+	WorkingDir string
+	chainID    string // the snapshot that a slot's root file system is made from
+}
+
+// Rootfs is a slot's root file system, not mounted. The paths are the host's.
+// Whoever writes into Upper must have finished before Create.
+type Rootfs struct {
+	Upper  string
+	Work   string
+	Lowers []string // topmost first
+}
+
+// Mount is a bind mount of a host path into the container.
+type Mount struct {
+	Source  string
+	Target  string
+	Options []string // without "bind"; empty is rbind,rw,nosuid,nodev
+	IDMap   bool     // shift owners by the slot's id range: the source is owned by container ids
+}
+
+// Spec is all that Create needs of a slot.
+type Spec struct {
+	Slot  env.SlotID
+	Image Image
+	Class env.Class // Env and Resources are read; zero resources set no limit here
+	IDs   env.IDRange
+
+	UserNS string // "/proc/<child>/ns/user": its maps must be IDs exactly
+	NetNS  string // "/proc/<agent pid>/fd/<n>": owned by that user namespace
+
+	CgroupsPath string // cgroups.Group.ContainerPath
+	InitPath    string // host path of envinit, mounted read-only at InitTarget
+	InitArgs    []string
+	Hostname    string
+	Env         map[string]string // wins over the class's, which wins over the image's
+	Mounts      []Mount
+	Labels      map[string]string
+}
+
+// Paths inside every container.
+const (
+	// InitTarget is below /run, a tmpfs, so that the mount point leaves no trace
+	// in the writable layer.
+	InitTarget     = "/run/.hearth/init"
+	IdentityTarget = "/run/hearth" // tmpfs, root's, 0755, 1 MiB
+)
+
+// Status is what containerd says of a task. A frozen slot is running here.
+type Status string
+
+// The statuses. StatusNone is a container without a task.
+const (
+	StatusNone    Status = "none"
+	StatusCreated Status = "created"
+	StatusRunning Status = "running"
+	StatusStopped Status = "stopped"
+	StatusPaused  Status = "paused"
+	StatusUnknown Status = "unknown"
+)
+
+// Container is one of our containers as containerd knows it.
+type Container struct {
+	Slot   env.SlotID
+	PID    int // of its init on the host; 0 without a task
+	Status Status
+	Labels map[string]string
+}
+
+// Exit says that a slot's init process ended.
+type Exit struct {
+	Slot env.SlotID
+	PID  int
+	Code uint32 // 128+n if signal n ended it
+	Time time.Time
+}

@@ -1,0 +1,111 @@
+package ctrd
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+
+	"hearth/internal/env"
+)
+
+// instanceLabel marks our leases and containers.
+const instanceLabel = "hearth.run/instance"
+
+// overlayOptions are added to every mount of ours. Snapshots read the writable
+// layer: it must hold plain files, not references to lower ones.
+var overlayOptions = []string{"redirect_dir=nofollow", "metacopy=off"}
+
+// Prepare makes the slot's root file system from the image, idmapped to ids,
+// and does not mount it. It is held by the slot's lease. Preparing a slot again
+// returns what is there.
+func (r *Runtime) Prepare(ctx context.Context, slot env.SlotID, img Image, ids env.IDRange) (Rootfs, error) {
+	if _, err := env.ParseSlotID(string(slot)); err != nil {
+		return Rootfs{}, err
+	}
+	if ids.Base == 0 || ids.Size == 0 {
+		return Rootfs{}, fmt.Errorf("%w: prepare slot %s: id range %d+%d maps root inside to root outside", env.ErrInvalid, slot, ids.Base, ids.Size)
+	}
+	op := fmt.Sprintf("prepare root file system of slot %s from %q", slot, img.Ref)
+	ctx, err := r.leased(r.namespaced(ctx), slot)
+	if err != nil {
+		return Rootfs{}, r.fail(op, err)
+	}
+	labels := client.WithRemapperLabels(0, ids.Base, 0, ids.Base, ids.Size)
+	mounts, err := r.snapshots().Prepare(ctx, string(slot), img.chainID, labels)
+	if errdefs.IsAlreadyExists(err) {
+		mounts, err = r.snapshots().Mounts(ctx, string(slot))
+	}
+	if err != nil {
+		return Rootfs{}, r.fail(op, err)
+	}
+	return parseOverlay(mounts)
+}
+
+// Rootfs finds the root file system that Prepare made for the slot.
+func (r *Runtime) Rootfs(ctx context.Context, slot env.SlotID) (Rootfs, error) {
+	mounts, err := r.snapshots().Mounts(r.namespaced(ctx), string(slot))
+	if err != nil {
+		return Rootfs{}, r.fail("find root file system of slot "+string(slot), err)
+	}
+	return parseOverlay(mounts)
+}
+
+func (r *Runtime) snapshots() snapshots.Snapshotter {
+	return r.client.SnapshotService(r.cfg.Snapshotter)
+}
+
+// leased makes the slot's lease if need be and binds ctx to it: what is made
+// under ctx is held until Delete.
+func (r *Runtime) leased(ctx context.Context, slot env.SlotID) (context.Context, error) {
+	_, err := r.client.LeasesService().Create(ctx, leases.WithID(string(slot)),
+		leases.WithLabel(instanceLabel, r.cfg.Instance))
+	if err != nil && !errdefs.IsAlreadyExists(err) {
+		return nil, err
+	}
+	return leases.WithLease(ctx, string(slot)), nil
+}
+
+// parseOverlay reads the directories out of the snapshotter's mount.
+func parseOverlay(mounts []mount.Mount) (Rootfs, error) {
+	if len(mounts) != 1 || mounts[0].Type != "overlay" {
+		return Rootfs{}, fmt.Errorf("%w: the snapshotter gives no single overlay mount (an image without layers?): %v", env.ErrInvalid, mounts)
+	}
+	var fs Rootfs
+	for _, o := range mounts[0].Options {
+		key, value, _ := strings.Cut(o, "=")
+		switch key {
+		case "upperdir":
+			fs.Upper = value
+		case "workdir":
+			fs.Work = value
+		case "lowerdir":
+			fs.Lowers = strings.Split(value, ":")
+		}
+	}
+	if fs.Upper == "" || fs.Work == "" || len(fs.Lowers) == 0 {
+		return Rootfs{}, fmt.Errorf("%w: overlay mount %v lacks a directory", env.ErrInvalid, mounts[0].Options)
+	}
+	return fs, nil
+}
+
+// withOverlayOptions adds our options, in place of others for the same key.
+func withOverlayOptions(mounts []mount.Mount) []mount.Mount {
+	out := slices.Clone(mounts)
+	for i, m := range out {
+		if m.Type != "overlay" {
+			continue
+		}
+		keep := slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool {
+			return strings.HasPrefix(o, "redirect_dir=") || strings.HasPrefix(o, "metacopy=")
+		})
+		out[i].Options = append(keep, overlayOptions...)
+	}
+	return out
+}

@@ -1,0 +1,51 @@
+package ctrd
+
+import (
+	"slices"
+
+	"github.com/containerd/containerd/v2/contrib/seccomp"
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// refusedSyscalls are taken out of containerd's default profile, wherever a
+// version of it may allow them: large kernel surface that no guest needs, and
+// socketcall, by which a 32-bit program would get round the socket families.
+var refusedSyscalls = []string{
+	"io_uring_setup", "io_uring_enter", "io_uring_register",
+	"keyctl", "add_key", "request_key",
+	"bpf", "userfaultfd", "perf_event_open",
+	"socketcall",
+}
+
+// socketFamilies that may be opened: AF_UNIX, AF_INET, AF_INET6, AF_NETLINK
+// (include/linux/socket.h). So no AF_PACKET, AF_VSOCK, AF_ALG, AF_XDP, AF_RDS,
+// AF_TIPC, AF_KEY and the rest.
+var socketFamilies = []uint64{1, 2, 10, 16}
+
+// seccompProfile is containerd's default, narrowed. The default depends on the
+// spec's capabilities: without SYS_ADMIN there is no mount, unshare, setns and
+// no clone of namespaces.
+func seccompProfile(spec *specs.Spec) *specs.LinuxSeccomp {
+	p := seccomp.DefaultProfile(spec)
+	// x32 is a second system call table that nothing uses.
+	p.Architectures = slices.DeleteFunc(p.Architectures, func(a specs.Arch) bool { return a == specs.ArchX32 })
+	refused := append([]string{"socket"}, refusedSyscalls...)
+	kept := make([]specs.LinuxSyscall, 0, len(p.Syscalls)+len(socketFamilies))
+	for _, rule := range p.Syscalls {
+		rule.Names = slices.DeleteFunc(slices.Clone(rule.Names), func(n string) bool {
+			return rule.Action == specs.ActAllow && slices.Contains(refused, n)
+		})
+		if len(rule.Names) > 0 {
+			kept = append(kept, rule)
+		}
+	}
+	for _, family := range socketFamilies {
+		kept = append(kept, specs.LinuxSyscall{
+			Names:  []string{"socket"},
+			Action: specs.ActAllow,
+			Args:   []specs.LinuxSeccompArg{{Index: 0, Value: family, Op: specs.OpEqualTo}},
+		})
+	}
+	p.Syscalls = kept
+	return p
+}
