@@ -1,0 +1,329 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hearth/internal/env"
+)
+
+// capture is one run of Capture.
+type capture struct {
+	ctx        context.Context // ends the cutting of a long file
+	s          *Store
+	src        *Source
+	lin        *lineageDir
+	packs      *packWriter
+	index      *index
+	workers    []*worker
+	roots      []openedRoot
+	trustTimes bool
+	head       *refRecord // nil if there is none
+
+	info   Info
+	frozen time.Duration
+	stage  *stage
+	mu     sync.Mutex // guards items
+	items  []*staged
+
+	result     *refRecord // what publish makes a reference of
+	cacheRoots []*node    // nil if the cache is still right
+
+	reads, redone, foreign, dropped atomic.Int64
+	read                            atomic.Int64 // bytes, of one pass
+}
+
+// Capture records what the roots hold and returns when that is on stable
+// storage. With a freezer the snapshot is one moment of the environment, the
+// one in which it was frozen; without, each file is read until it held still,
+// and different files may be of different moments.
+//
+// What is already in the store costs a statx and no read, if nothing that the
+// kernel would have told has happened to it. An error leaves the lineage as it
+// was, and the environment thawed.
+func (s *Store) Capture(ctx context.Context, src Source, freezer freezer) (Info, error) {
+	start := time.Now()
+	if err := errors.Join(s.writable(), src.check(), ctx.Err()); err != nil {
+		return Info{}, err
+	}
+	defer s.locks.write(src.Lineage)()
+	c := &capture{ctx: ctx, s: s, src: &src}
+	defer c.close()
+	err := c.open()
+	if err == nil {
+		err = c.run(ctx, freezer)
+	}
+	if err != nil {
+		c.discard()
+		return Info{}, fmt.Errorf("capture %s: %w", src.Lineage, err)
+	}
+	c.info.Took = time.Since(start)
+	info, err := c.publish()
+	if err != nil {
+		c.discard()
+		return Info{}, fmt.Errorf("capture %s: %w", src.Lineage, err)
+	}
+	info.Took = time.Since(start)
+	return info, nil
+}
+
+func (src *Source) check() error {
+	if err := src.Lineage.check(); err != nil {
+		return err
+	}
+	if len(src.Roots) == 0 {
+		return fmt.Errorf("%w: capture of %s names no root", env.ErrInvalid, src.Lineage)
+	}
+	for i, r := range src.Roots {
+		if Lineage(r.Name).check() != nil || slices.ContainsFunc(src.Roots[:i], func(o Root) bool { return o.Name == r.Name }) {
+			return fmt.Errorf("%w: root name %.64q", env.ErrInvalid, r.Name)
+		}
+		for _, x := range r.Exclude {
+			if x != filepath.Clean(x) || x == "." || filepath.IsAbs(x) || strings.HasPrefix(x, "..") {
+				return fmt.Errorf("%w: excluded path %.128q of root %s: give it clean and relative to the root", env.ErrInvalid, x, r.Name)
+			}
+		}
+	}
+	if err := checkLabels(src.Labels); err != nil {
+		return err
+	}
+	if uint64(src.IDs.Base)+uint64(src.IDs.Size) > 1<<32-1 {
+		return fmt.Errorf("%w: id range %d+%d", env.ErrInvalid, src.IDs.Base, src.IDs.Size)
+	}
+	return nil
+}
+
+func checkLabels(labels map[string]string) error {
+	const most, longest = 16, 256
+	if len(labels) > most {
+		return fmt.Errorf("%w: %d labels, at most %d", env.ErrInvalid, len(labels), most)
+	}
+	for k, v := range labels {
+		if k == "" || len(k) > longest || len(v) > longest {
+			return fmt.Errorf("%w: label %.64q: key and value have at most %d bytes", env.ErrInvalid, k, longest)
+		}
+	}
+	return nil
+}
+
+// open reads the lineage and opens the roots.
+func (c *capture) open() (err error) {
+	if err := c.openRoots(); err != nil {
+		return err
+	}
+	if c.lin, err = c.s.openLineage(c.src.Lineage, true); err != nil {
+		return err
+	}
+	if c.head, err = c.lin.head(c.s.keys); err != nil {
+		return fmt.Errorf("the newest snapshot cannot be read, so none is added: %w", err)
+	}
+	next := uint64(1)
+	if c.head != nil {
+		next = c.head.NextPack
+	}
+	swept, err := c.lin.sweep(next)
+	if err != nil {
+		return fmt.Errorf("sweep: %w", err)
+	}
+	if swept > 0 {
+		c.s.log.Info("swept an unfinished capture", "lineage", c.src.Lineage, "files", swept)
+	}
+	if c.index, err = c.s.loadIndex(c.lin, next); err != nil {
+		return err
+	}
+	if n := len(c.index.lost); n > 0 {
+		c.s.log.Warn("made indexes again from their packs", "lineage", c.src.Lineage, "indexes", n)
+		if err := c.index.repair(c.lin); err != nil {
+			return err
+		}
+	}
+	c.packs = newPackWriter(c.lin, c.s.keys, c.index, next)
+	c.stage = newStage(c.lin.dir.Path(), c.s.limits.StageMemory)
+	for range c.s.limits.Workers {
+		c.workers = append(c.workers, newWorker(c))
+	}
+	return nil
+}
+
+func (c *capture) openRoots() error {
+	c.trustTimes = true
+	for _, r := range c.src.Roots {
+		fd, err := openRootDir(r.Path)
+		if err != nil {
+			return fmt.Errorf("root %s: %w", r.Name, err)
+		}
+		root := openedRoot{name: r.Name, fd: fd, exclude: map[string]bool{}}
+		c.roots = append(c.roots, root)
+		for _, x := range r.Exclude {
+			root.exclude[x] = true
+		}
+		st, err := statFD(fd)
+		if err != nil {
+			return fmt.Errorf("root %s: stat: %w", r.Name, err)
+		}
+		c.roots[len(c.roots)-1].dev = st.dev
+		trusted, err := trustsTimes(fd)
+		if err != nil {
+			return fmt.Errorf("root %s: %w", r.Name, err)
+		}
+		c.trustTimes = c.trustTimes && trusted
+	}
+	return nil
+}
+
+func (c *capture) close() {
+	if c.packs != nil {
+		c.packs.abort()
+	}
+	if c.index != nil {
+		c.index.close()
+	}
+	if c.stage != nil {
+		c.stage.close()
+	}
+	for _, r := range c.roots {
+		unix.Close(r.fd)
+	}
+	if c.lin != nil {
+		c.lin.close()
+	}
+}
+
+// discard removes what a failed capture wrote, as far as it can; the next
+// capture sweeps the rest.
+func (c *capture) discard() {
+	if c.packs == nil {
+		return
+	}
+	c.packs.abort()
+	next := uint64(1)
+	if c.head != nil {
+		next = c.head.NextPack
+	}
+	if seqs, err := c.lin.seqs(); err != nil || len(seqs) > 0 && (c.head == nil || seqs[len(seqs)-1] != c.head.Info.Seq) {
+		return // the reference may be there: it failed only in being made durable
+	}
+	if _, err := c.lin.sweep(next); err != nil {
+		c.s.log.Warn("sweep failed capture", "lineage", c.src.Lineage, "error", err)
+	}
+	if b, err := c.lin.borrows(); c.head == nil && b == nil && err == nil {
+		if err := c.s.lin.RemoveTree("discard", string(c.src.Lineage)); err != nil {
+			c.s.log.Warn("remove empty lineage", "lineage", c.src.Lineage, "error", err)
+		}
+	}
+}
+
+// loadCache returns the walk behind the newest snapshot, or nothing.
+func (c *capture) loadCache() []*node {
+	none := make([]*node, len(c.roots))
+	if c.head == nil || !c.trustTimes {
+		return none
+	}
+	b, err := c.lin.dir.ReadFile(cacheName, maxCache)
+	if err != nil {
+		return none
+	}
+	roots, err := decodeCache(b, c.cacheKey(c.head.RootEntries), len(c.roots), c.s.limits.Depth)
+	if err != nil {
+		c.s.log.Debug("reading everything", "lineage", c.src.Lineage, "reason", err)
+		return none
+	}
+	for _, r := range roots {
+		r.setBase()
+	}
+	return roots
+}
+
+func (n *node) setBase() {
+	n.base = n
+	for _, k := range n.kids {
+		k.setBase()
+	}
+}
+
+func (c *capture) cacheKey(rootEntries [][]byte) [32]byte {
+	devs := make([]uint64, len(c.roots))
+	for i, r := range c.roots {
+		devs[i] = r.dev
+	}
+	return cacheKey(c.src, devs, rootEntries)
+}
+
+// Rounds of copying while the environment runs, before it is frozen: another
+// if the one before read much, so that the freeze finds little to do.
+const (
+	maxRounds   = 3
+	roundBytes  = 8 << 20
+	freezeTries = 3
+)
+
+func (c *capture) run(ctx context.Context, freezer freezer) error {
+	c.info.Time = time.Now()
+	prev := c.loadCache()
+	if prev[0] == nil {
+		if err := c.syncAll(); err != nil {
+			return err
+		}
+	}
+	if freezer == nil {
+		roots, err := c.runningPass(ctx, prev)
+		if err != nil {
+			return err
+		}
+		return c.finish(roots)
+	}
+	for try := 1; ; try++ {
+		var err error
+		if prev, err = c.runningRounds(ctx, prev); err != nil {
+			return err
+		}
+		roots, err := c.frozenPass(ctx, freezer, prev)
+		if err == nil {
+			return c.finish(roots)
+		}
+		if !errors.Is(err, errFreezeTooLong) || try == freezeTries {
+			return err
+		}
+		c.redone.Add(1)
+		c.drop()
+	}
+}
+
+// runningRounds copies while the environment runs. Where times say nothing,
+// what it finds could not be used: the freeze has to read everything.
+func (c *capture) runningRounds(ctx context.Context, prev []*node) ([]*node, error) {
+	if !c.trustTimes {
+		return prev, nil
+	}
+	for range maxRounds {
+		roots, err := c.runningPass(ctx, prev)
+		if err != nil {
+			return nil, err
+		}
+		prev = roots
+		if c.read.Load() < roundBytes {
+			break
+		}
+	}
+	return prev, nil
+}
+
+// syncAll is for a capture that will read everything: one flush of the file
+// system is much cheaper than one for each file.
+func (c *capture) syncAll() error {
+	for _, r := range c.roots {
+		if err := unix.Syncfs(r.fd); err != nil {
+			return fmt.Errorf("sync file system of root %s: %w", r.name, err)
+		}
+	}
+	return nil
+}
