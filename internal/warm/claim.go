@@ -1,0 +1,135 @@
+package warm
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"hearth/internal/env"
+)
+
+// Bounds of what a claim may carry.
+const (
+	MaxVariablesBytes = 64 << 10
+	MaxMetadataBytes  = 64 << 10
+	MaxLabels         = 64
+	maxHostname       = 63 // RFC 1123 label, and below the kernel's 64
+	maxKey            = 128
+)
+
+// Claim is what a caller asks of this node.
+type Claim struct {
+	Key        string // idempotency key; empty is never a repetition
+	ID         env.ID // empty lets the node mint one
+	Generation env.Generation
+	Class      string
+	Tenant     string
+	Variables  map[string]string // secret
+	Hostname   string            // empty is the id
+	Metadata   []byte            // JSON, secret
+	Egress     *env.EgressPolicy // may only narrow the class's
+	Labels     map[string]string
+	Snapshot   env.SnapshotID // restored before the first process; empty for none
+	WarmOnly   bool           // refuse instead of starting a container
+}
+
+// Answer is a claim's outcome.
+type Answer struct {
+	Environment Environment
+	Token       string
+	Took        time.Duration
+	Phases      []PhaseTime
+}
+
+// PhaseTime is how long one phase of the claim path took.
+type PhaseTime struct {
+	Name string
+	Took time.Duration
+}
+
+// Environment is the public view of a claimed slot.
+type Environment struct {
+	ID         env.ID
+	Slot       env.SlotID
+	Class      string
+	Tenant     string
+	Generation env.Generation
+	Phase      env.Phase
+	Message    string
+	Warm       bool
+	Snapshot   env.SnapshotID // restored from
+	Claimed    time.Time
+	Labels     map[string]string
+	Address    string
+	PID        int
+	Ports      []env.Port
+}
+
+// validate checks a claim's form; it cannot know whether the class exists.
+func (c *Claim) validate() error {
+	if c.ID != "" {
+		if _, err := env.ParseID(string(c.ID)); err != nil {
+			return err
+		}
+	}
+	if c.Class == "" {
+		return fmt.Errorf("%w: the claim names no class", env.ErrInvalid)
+	}
+	if len(c.Key) > maxKey {
+		return fmt.Errorf("%w: idempotency key of %d bytes, at most %d", env.ErrInvalid, len(c.Key), maxKey)
+	}
+	if err := validHostname(c.Hostname); err != nil {
+		return err
+	}
+	if len(c.Metadata) > MaxMetadataBytes {
+		return fmt.Errorf("%w: metadata of %d bytes, at most %d", env.ErrInvalid, len(c.Metadata), MaxMetadataBytes)
+	}
+	if len(c.Metadata) > 0 && !json.Valid(c.Metadata) {
+		return fmt.Errorf("%w: metadata is not JSON", env.ErrInvalid)
+	}
+	if len(c.Labels) > MaxLabels {
+		return fmt.Errorf("%w: %d labels, at most %d", env.ErrInvalid, len(c.Labels), MaxLabels)
+	}
+	return validVariables(c.Variables)
+}
+
+func validHostname(name string) error {
+	if len(name) > maxHostname || strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-") != "" {
+		return fmt.Errorf("%w: hostname %.80q: letters, digits and hyphens, at most %d", env.ErrInvalid, name, maxHostname)
+	}
+	return nil
+}
+
+func validVariables(vars map[string]string) error {
+	size := 0
+	for name, value := range vars {
+		if name == "" || strings.ContainsAny(name, "=\x00\n") {
+			return fmt.Errorf("%w: variable name %.40q", env.ErrInvalid, name)
+		}
+		if strings.ContainsRune(value, 0) {
+			return fmt.Errorf("%w: the value of variable %.40q holds a NUL byte", env.ErrInvalid, name)
+		}
+		size += len(name) + len(value) + 2
+	}
+	if size > MaxVariablesBytes {
+		return fmt.Errorf("%w: variables of %d bytes in all, at most %d", env.ErrInvalid, size, MaxVariablesBytes)
+	}
+	return nil
+}
+
+// digest is equal for claims that ask for the same, so that a repeated
+// idempotency key with another request is an error and not a wrong answer. It
+// is keyed, because it goes into the journal and covers secrets.
+func (c *Claim) digest(key []byte) (string, error) {
+	b, err := json.Marshal(c)
+	if err != nil {
+		return "", fmt.Errorf("encode claim: %w", err)
+	}
+	h := sha256.New()
+	h.Write(key)
+	h.Write(b)
+	return hex.EncodeToString(h.Sum(nil)[:16]), nil
+}

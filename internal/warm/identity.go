@@ -1,0 +1,75 @@
+package warm
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"hearth/internal/env"
+)
+
+// The identity files, in the slot's tmpfs on /run/hearth. EnvFile is for
+// people and shells, EnvJSONFile is what init gives to every process that it
+// starts: {"KEY": "value"}.
+const (
+	EnvFile      = "env"
+	EnvJSONFile  = "env.json"
+	MetadataFile = "metadata.json"
+)
+
+// IdentityFile is one file of a slot's tmpfs to write, in order.
+type IdentityFile struct {
+	Name string
+	Mode uint64
+	Data []byte
+}
+
+// identityFiles renders what a claim writes into its slot.
+func identityFiles(id env.ID, c *Claim) ([]IdentityFile, error) {
+	vars := make(map[string]string, len(c.Variables)+1)
+	for k, v := range c.Variables {
+		vars[k] = v
+	}
+	vars["HEARTH_ENVIRONMENT"] = string(id)
+	exact, err := json.Marshal(vars)
+	if err != nil {
+		return nil, fmt.Errorf("encode variables: %w", err)
+	}
+	metadata := c.Metadata
+	if len(metadata) == 0 {
+		metadata = []byte("{}")
+	}
+	return []IdentityFile{
+		{EnvFile, 0o600, shellAssignments(vars)},
+		{EnvJSONFile, 0o600, exact},
+		{MetadataFile, 0o644, metadata},
+	}, nil
+}
+
+// shellAssignments renders variables for `. /run/hearth/env`, sorted by name.
+// Names that are no shell names are left out; EnvJSONFile has them.
+func shellAssignments(vars map[string]string) []byte {
+	names := make([]string, 0, len(vars))
+	for name := range vars {
+		if shellName(name) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	var b strings.Builder
+	for _, name := range names {
+		b.WriteString(name + "='" + strings.ReplaceAll(vars[name], "'", `'\''`) + "'\n")
+	}
+	return []byte(b.String())
+}
+
+func shellName(s string) bool {
+	for i, c := range []byte(s) {
+		letter := c == '_' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
+		if !letter && (i == 0 || c < '0' || c > '9') {
+			return false
+		}
+	}
+	return s != ""
+}

@@ -1,0 +1,107 @@
+package warm
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"hearth/internal/env"
+)
+
+// The journal is the checkpoint of what this node owns: an append-only log of
+// records, each the new state of one slot. The truth about what runs is the
+// kernel and containerd; recovery.go compares. One write(2) per record, no
+// fsync: a crash of the node ends the containers anyway.
+
+// journalVersion is the format of the records below.
+const journalVersion = 1
+
+// record is one line of the journal. A record with Gone ends its slot.
+type record struct {
+	Version int       `json:"v"`
+	Boot    string    `json:"boot"` // boot id of the kernel that the slot lived under
+	Slot    slotState `json:"slot"`
+	Gone    bool      `json:"gone,omitempty"`
+}
+
+// slotState is what must be known of a slot after the agent's death.
+type slotState struct {
+	ID       env.SlotID    `json:"id"`
+	Phase    env.SlotPhase `json:"phase"`
+	Class    string        `json:"class"`
+	Revision string        `json:"revision"`
+	Image    string        `json:"image"` // digest
+	IDs      env.IDRange   `json:"ids"`
+	PID      int           `json:"pid,omitempty"`
+	PIDStart uint64        `json:"pidStart,omitempty"` // in clock ticks since boot: tells a reused pid
+	Upper    string        `json:"upper,omitempty"`
+	Island   []byte        `json:"island,omitempty"`
+	Made     time.Time     `json:"made"`
+	Env      *envState     `json:"env,omitempty"`
+}
+
+// envState is what must be known of an environment. It holds no secret.
+type envState struct {
+	ID         env.ID            `json:"id"`
+	Tenant     string            `json:"tenant,omitempty"`
+	Generation env.Generation    `json:"generation"`
+	Phase      env.Phase         `json:"phase"`
+	Message    string            `json:"message,omitempty"`
+	Warm       bool              `json:"warm,omitempty"`
+	Snapshot   env.SnapshotID    `json:"snapshot,omitempty"`
+	Claimed    time.Time         `json:"claimed"`
+	Labels     map[string]string `json:"labels,omitempty"`
+	Egress     *env.EgressPolicy `json:"egress,omitempty"`
+	Epoch      uint64            `json:"epoch"` // of the token
+	Key        string            `json:"key,omitempty"`
+	Digest     string            `json:"digest,omitempty"`
+	Took       time.Duration     `json:"took,omitempty"`
+	Ports      []env.Port        `json:"ports,omitempty"`
+}
+
+// replay folds journal records into the newest state of each slot.
+type replay struct {
+	boot  string
+	slots map[env.SlotID]slotState
+	// stale are slots of an earlier boot: nothing of them runs, but files and
+	// containerd's objects remain.
+	stale map[env.SlotID]slotState
+}
+
+func newReplay(boot string) *replay {
+	return &replay{boot: boot, slots: map[env.SlotID]slotState{}, stale: map[env.SlotID]slotState{}}
+}
+
+// visit takes one record. Bytes that are not a record of a known version are
+// an error: an older agent must not guess about a newer one's slots.
+func (r *replay) visit(b []byte) error {
+	var rec record
+	if err := json.Unmarshal(b, &rec); err != nil {
+		return fmt.Errorf("%w: journal record: %v", env.ErrCorrupt, err)
+	}
+	if rec.Version != journalVersion {
+		return fmt.Errorf("%w: journal record of version %d, this agent reads %d; start the newer agent, or release its environments and remove the journal",
+			env.ErrUnsupported, rec.Version, journalVersion)
+	}
+	if _, err := env.ParseSlotID(string(rec.Slot.ID)); err != nil {
+		return fmt.Errorf("%w: journal record: %v", env.ErrCorrupt, err)
+	}
+	into := r.slots
+	if rec.Boot != r.boot {
+		into = r.stale
+	}
+	if rec.Gone {
+		delete(into, rec.Slot.ID)
+		return nil
+	}
+	into[rec.Slot.ID] = rec.Slot
+	return nil
+}
+
+func encodeRecord(boot string, s slotState, gone bool) ([]byte, error) {
+	b, err := json.Marshal(record{Version: journalVersion, Boot: boot, Slot: s, Gone: gone})
+	if err != nil {
+		return nil, fmt.Errorf("encode journal record: %w", err)
+	}
+	return b, nil
+}

@@ -1,0 +1,85 @@
+package warm
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// Metrics of the warm part. Labels are classes, phases and reasons, never ids.
+type Metrics struct {
+	claims          *prometheus.CounterVec
+	claimSeconds    *prometheus.HistogramVec
+	phaseSeconds    *prometheus.HistogramVec
+	prepare         *prometheus.HistogramVec
+	prepareFailures *prometheus.CounterVec
+	dead            *prometheus.CounterVec
+	releases        prometheus.Histogram
+	leaks           prometheus.Counter
+}
+
+// claimBuckets go from 0.1 ms to 3.3 s.
+var claimBuckets = prometheus.ExponentialBuckets(0.0001, 2, 16)
+
+func newMetrics() *Metrics {
+	return &Metrics{
+		claims: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "hearth_claims_total", Help: "Environments claimed, by class and kind (warm, cold).",
+		}, []string{"class", "kind"}),
+		claimSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "hearth_claim_seconds", Help: "Time of a claim on the node, from request to running.", Buckets: claimBuckets,
+		}, []string{"kind"}),
+		phaseSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "hearth_claim_phase_seconds", Help: "Time of each phase of a warm claim.", Buckets: prometheus.ExponentialBuckets(0.000005, 2, 18),
+		}, []string{"phase"}),
+		prepare: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "hearth_slot_prepare_seconds", Help: "Time to prepare a slot for a pool.", Buckets: prometheus.ExponentialBuckets(0.02, 2, 12),
+		}, []string{"class"}),
+		prepareFailures: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "hearth_slot_prepare_failures_total", Help: "Preparations of slots for a pool that did not succeed.",
+		}, []string{"class"}),
+		dead: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "hearth_slots_dead_total", Help: "Ready slots whose init ended in the pool.",
+		}, []string{"class"}),
+		releases: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "hearth_release_seconds", Help: "Time to remove every trace of an environment.", Buckets: prometheus.ExponentialBuckets(0.005, 2, 12),
+		}),
+		leaks: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "hearth_slot_removal_failures_total", Help: "Removals of a slot that left something and are tried again.",
+		}),
+	}
+}
+
+func (m *Metrics) all() []prometheus.Collector {
+	return []prometheus.Collector{m.claims, m.claimSeconds, m.phaseSeconds, m.prepare, m.prepareFailures, m.dead, m.releases, m.leaks}
+}
+
+func (m *Metrics) claim(class string, warm bool, w *stopwatch) {
+	kind := "cold"
+	if warm {
+		kind = "warm"
+		for _, lap := range w.laps {
+			m.phaseSeconds.WithLabelValues(lap.Name).Observe(lap.Took.Seconds())
+		}
+	}
+	m.claims.WithLabelValues(class, kind).Inc()
+	m.claimSeconds.WithLabelValues(kind).Observe(w.total().Seconds())
+}
+
+// Describe implements prometheus.Collector.
+func (n *Node) Describe(ch chan<- *prometheus.Desc) {
+	for _, c := range n.metrics.all() {
+		c.Describe(ch)
+	}
+	ch <- slotsDesc
+}
+
+// Collect implements prometheus.Collector.
+func (n *Node) Collect(ch chan<- prometheus.Metric) {
+	for _, c := range n.metrics.all() {
+		c.Collect(ch)
+	}
+	for _, p := range n.Pools() {
+		for state, count := range map[string]int{"ready": p.Ready, "preparing": p.Preparing, "claimed": p.Claimed, "wanted": p.Want} {
+			ch <- prometheus.MustNewConstMetric(slotsDesc, prometheus.GaugeValue, float64(count), p.Class, state)
+		}
+	}
+}
+
+var slotsDesc = prometheus.NewDesc("hearth_slots", "Slots on this node, by class and state.", []string{"class", "state"}, nil)

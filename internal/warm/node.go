@@ -1,0 +1,295 @@
+package warm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"sync"
+	"time"
+
+	"hearth/internal/durable"
+	"hearth/internal/env"
+)
+
+// Config says how a Node works. Every field is required.
+type Config struct {
+	Node     string // this node's name
+	Instance string
+	BootID   string // of the running kernel
+	IDBase   uint32 // lowest host id of the blocks for slots
+	IDCount  int    // number of blocks
+	MaxSlots int    // ready, preparing and claimed together
+	Memory   int64  // bytes that all slots' limits may add up to
+	// WorkDir holds a directory per slot, whose "workspace" becomes /workspace.
+	WorkDir string
+	// PrepareTimeout bounds making a slot, readiness included.
+	PrepareTimeout time.Duration
+	// UndoTimeout bounds each removal and each freeze.
+	UndoTimeout time.Duration
+}
+
+// Node is the warm part of one node. Make it with Open, then call Run.
+type Node struct {
+	cfg     Config
+	parts   Parts
+	log     *slog.Logger
+	state   *durable.Dir
+	tokens  tokens
+	metrics *Metrics
+	wake    chan struct{} // capacity 1: something changed for the pools
+	work    sync.WaitGroup
+
+	journalMu sync.Mutex // guards the order of a slot's change and its record against compaction
+	journal   *durable.Log
+
+	mu       sync.Mutex // guards all below
+	classes  map[string]*env.Class
+	pools    map[string]*pool
+	slots    map[env.SlotID]*slot
+	envs     map[env.ID]*slot
+	keys     map[string]*keyed
+	ids      *idRanges
+	reserved int     // slots being made for cold claims or pools
+	claiming int     // claims in flight; refill waits for them
+	doomed   []*slot // whose removal failed and is tried again
+	doomedAt time.Time
+	closed   bool // no new work
+}
+
+// pool is what is known of one class's stock beside its slots.
+type pool struct {
+	ready    []*slot // oldest first
+	failures int
+	retryAt  time.Time
+	message  string // why the last preparation failed
+	making   int
+}
+
+// slot is one container and all that belongs to it.
+type slot struct {
+	// op serialises operations that change a claimed slot: pause, resume,
+	// snapshot, release, quarantine. Never taken under Node.mu.
+	op sync.Mutex
+
+	// Fixed once the slot is made.
+	id     env.SlotID
+	class  *env.Class
+	image  Image
+	cgroup Cgroup
+	island IslandInfo
+	init   Init
+	guest  Guest
+
+	gone  sync.Once // descriptors closed
+	state slotState // guarded by Node.mu
+}
+
+// keyed is a claim by idempotency key: in flight until done is closed.
+type keyed struct {
+	digest string
+	done   chan struct{}
+	id     env.ID // after done; empty if the claim failed
+	at     time.Time
+}
+
+// keyAge is how long a repeated key is recognised.
+const keyAge = 24 * time.Hour
+
+// The node's durable operations, as tests name them.
+const (
+	opJournal = "journal"
+	opKey     = "node-key"
+)
+
+const (
+	journalFile = "journal"
+	keyFile     = "token.key"
+)
+
+// Open reads the journal in dir, compares it with the kernel and containerd,
+// takes back what lives and removes the rest. It starts nothing.
+func Open(ctx context.Context, cfg Config, dir *durable.Dir, classes []*env.Class, parts Parts, log *slog.Logger) (*Node, error) {
+	key, err := loadKey(dir)
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{
+		cfg: cfg, parts: parts, log: log, state: dir, tokens: tokens{key},
+		metrics: newMetrics(), wake: make(chan struct{}, 1),
+		classes: map[string]*env.Class{}, pools: map[string]*pool{},
+		slots: map[env.SlotID]*slot{}, envs: map[env.ID]*slot{}, keys: map[string]*keyed{},
+		ids: newIDRanges(cfg.IDBase, cfg.IDCount),
+	}
+	for _, c := range classes {
+		n.classes[c.Name] = c
+		n.pools[c.Name] = &pool{}
+	}
+	past := newReplay(cfg.BootID)
+	if n.journal, err = dir.OpenLog(opJournal, journalFile, past.visit); err != nil {
+		return nil, fmt.Errorf("open journal: %w", err)
+	}
+	if torn := n.journal.Torn(); torn > 0 {
+		log.Warn("journal had a torn tail", "bytes", torn)
+	}
+	if err := n.recover(ctx, past); err != nil {
+		return nil, errors.Join(err, n.journal.Close())
+	}
+	return n, nil
+}
+
+// Run keeps the pools until ctx ends, then waits for work under way. It leaves
+// every slot and environment running.
+func (n *Node) Run(ctx context.Context) error {
+	defer n.work.Wait()
+	for {
+		wait, err := n.step(ctx)
+		if err != nil {
+			n.log.Warn("pool step", "error", err)
+		}
+		var timer <-chan time.Time
+		if wait > 0 {
+			timer = time.After(wait)
+		}
+		if wait == 0 && ctx.Err() == nil {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-n.wake:
+		case <-timer:
+		}
+	}
+}
+
+// Close refuses new work and closes the journal. Slots live on.
+func (n *Node) Close() error {
+	n.mu.Lock()
+	n.closed = true
+	slots := make([]*slot, 0, len(n.slots))
+	for _, s := range n.slots {
+		slots = append(slots, s)
+	}
+	n.mu.Unlock()
+	n.work.Wait()
+	for _, s := range slots {
+		s.letGo()
+	}
+	return n.journal.Close()
+}
+
+// letGo closes the host's descriptors of a slot without changing it. Only the
+// first call does anything.
+func (s *slot) letGo() {
+	s.gone.Do(func() {
+		if s.cgroup != nil {
+			_ = s.cgroup.Close()
+		}
+		if s.init != nil {
+			s.init.Close()
+		}
+	})
+}
+
+// poke tells Run that something changed.
+func (n *Node) poke() {
+	select {
+	case n.wake <- struct{}{}:
+	default:
+	}
+}
+
+// change applies edit to the slot's state and journals it. If the journal
+// refuses, the state stays as it was.
+func (n *Node) change(s *slot, edit func(*slotState)) error {
+	n.journalMu.Lock()
+	defer n.journalMu.Unlock()
+	next := n.stateOf(s)
+	edit(&next)
+	if err := n.append(next, false); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	s.state = next
+	n.mu.Unlock()
+	return nil
+}
+
+// forget ends a slot in the journal and in memory.
+func (n *Node) forget(s *slot) error {
+	n.journalMu.Lock()
+	defer n.journalMu.Unlock()
+	st := n.stateOf(s)
+	if err := n.append(st, true); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.slots, st.ID)
+	n.ids.put(st.IDs)
+	return nil
+}
+
+// append writes one record. The caller holds journalMu.
+func (n *Node) append(st slotState, gone bool) error {
+	rec, err := encodeRecord(n.cfg.BootID, st, gone)
+	if err != nil {
+		return err
+	}
+	if err := n.journal.Append(opJournal, rec); err != nil {
+		return fmt.Errorf("write journal: %w", err)
+	}
+	return nil
+}
+
+// stateOf copies the slot's state, so that the copy may be changed.
+func (n *Node) stateOf(s *slot) slotState {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	st := s.state
+	if st.Env != nil {
+		copied := *st.Env
+		st.Env = &copied
+	}
+	return st
+}
+
+// journalBound is the size at which the journal is rewritten.
+const journalBound = 16 << 20
+
+// compact rewrites the journal with the newest state of each slot.
+func (n *Node) compact() error {
+	n.journalMu.Lock()
+	defer n.journalMu.Unlock()
+	n.mu.Lock()
+	states := make([]slotState, 0, len(n.slots))
+	for _, s := range n.slots {
+		states = append(states, s.state)
+	}
+	n.mu.Unlock()
+	records, err := encodeAll(n.cfg.BootID, states)
+	if err != nil {
+		return err
+	}
+	return n.journal.Rewrite(opJournal+"-compact", records)
+}
+
+func encodeAll(boot string, states []slotState) (iter.Seq[[]byte], error) {
+	recs := make([][]byte, 0, len(states))
+	for _, st := range states {
+		b, err := encodeRecord(boot, st, false)
+		if err != nil {
+			return nil, err
+		}
+		recs = append(recs, b)
+	}
+	return func(yield func([]byte) bool) {
+		for _, b := range recs {
+			if !yield(b) {
+				return
+			}
+		}
+	}, nil
+}

@@ -1,0 +1,177 @@
+package warm
+
+import (
+	"context"
+	"net/netip"
+
+	"hearth/internal/env"
+)
+
+// Parts are what a Node works on. Every field but Snapshots is required.
+type Parts struct {
+	Runtime   containers
+	Cgroups   cgroups
+	Islands   islands
+	Inits     inits
+	Guests    guests
+	Detector  detector
+	Snapshots snapshots
+}
+
+// containers starts and removes containers. Delete is idempotent and undoes
+// Prepare, Create and Start at whatever stage they stopped.
+type containers interface {
+	Image(ctx context.Context, ref string) (Image, error)
+	// Prepare makes the container's writable layer, not mounted, and returns
+	// where its upper directory lies.
+	Prepare(ctx context.Context, slot env.SlotID, image string, ids env.IDRange) (upper string, err error)
+	// Create makes the container's init without starting it, and returns its pid.
+	Create(ctx context.Context, spec Container) (pid int, err error)
+	Start(ctx context.Context, slot env.SlotID) error
+	Delete(ctx context.Context, slot env.SlotID) error
+	// List returns every container of this instance and the pid of its init,
+	// 0 if it does not run.
+	List(ctx context.Context) (map[env.SlotID]int, error)
+}
+
+// Image is an unpacked image.
+type Image struct {
+	Ref    string
+	Digest string
+}
+
+// Container is what a slot's container is made from.
+type Container struct {
+	Slot      env.SlotID
+	Class     *env.Class
+	IDs       env.IDRange
+	UserNS    string // path of the user namespace
+	NetNS     string // path of the network namespace
+	Cgroup    string // path in the cgroup tree
+	Workspace string // host directory that becomes /workspace
+}
+
+// cgroups makes the parent cgroup of each slot.
+type cgroups interface {
+	Create(slot env.SlotID) (Cgroup, error)
+	// Adopt opens a slot's cgroup after a restart of the agent.
+	Adopt(slot env.SlotID) (Cgroup, error)
+	List() ([]env.SlotID, error)
+}
+
+// Cgroup is the parent cgroup of one slot: ours to freeze, kill and remove,
+// while containerd goes on saying "running".
+type Cgroup interface {
+	ContainerPath() string
+	ID() uint64
+	Freeze(ctx context.Context) error
+	// Thaw returns when the kernel says that the slot runs.
+	Thaw(ctx context.Context) error
+	Frozen() (bool, error)
+	Kill(ctx context.Context) error
+	// Remove is idempotent.
+	Remove(ctx context.Context) error
+	// Close lets go of the cgroup without changing it.
+	Close() error
+}
+
+// islands makes and enforces the slots' networks.
+type islands interface {
+	// Create makes a locked island whose enforcement is in force on return.
+	Create(ctx context.Context, slot env.SlotID, ids env.IDRange) (Island, error)
+	// Adopt takes an island back after a restart, or says why it cannot.
+	Adopt(ctx context.Context, slot env.SlotID, record []byte) (IslandInfo, error)
+	// Warm compiles policies, so that Unlock need not.
+	Warm(class env.EgressPolicy, claim *env.EgressPolicy) error
+	Unlock(slot env.SlotID, class env.EgressPolicy, claim *env.EgressPolicy) error
+	Lock(slot env.SlotID) error
+	// Destroy is idempotent.
+	Destroy(ctx context.Context, slot env.SlotID) error
+	// Sweep removes the islands of slots that keep refuses.
+	Sweep(ctx context.Context, keep func(env.SlotID) bool) error
+}
+
+// Island is a made island. The user namespace's path is valid until
+// ReleaseHolder, the network namespace's as long as this process lives.
+type Island struct {
+	IslandInfo
+	UserNS        string
+	NetNS         string
+	ReleaseHolder func() error
+}
+
+// IslandInfo is what outlives the making of an island.
+type IslandInfo struct {
+	NetID   env.NetID
+	Address netip.Addr
+	Record  []byte // what Adopt needs; opaque, without secrets
+}
+
+// inits opens the init processes of containers.
+type inits interface {
+	Open(pid int) (Init, error)
+}
+
+// Init is a slot's first process, as the kernel shows it.
+type Init interface {
+	PID() int
+	// Started is when it began, in clock ticks after boot: with the pid it
+	// names a process for ever.
+	Started() uint64
+	Alive() bool
+	// OpenIdentity opens the door for Personalise; best before the container
+	// is started, when nothing inside can have moved what it leads to.
+	OpenIdentity(ids env.IDRange) error
+	// Personalise replaces the identity files and sets the hostname.
+	Personalise(files []IdentityFile, hostname string) error
+	// Close lets go of the process without changing it.
+	Close()
+}
+
+// guests reaches the init process of a slot.
+type guests interface {
+	// Dial makes no connection yet. A connection must be to init and no other.
+	Dial(slot env.SlotID, init Init) (Guest, error)
+}
+
+// Guest is the host's side of one slot's init. What it returns comes from
+// inside: bounded, never trusted.
+type Guest interface {
+	// Configure hands over services, probe and variables; boot services start.
+	Configure(ctx context.Context, class *env.Class) error
+	// AwaitReady returns when the class's probe passed.
+	AwaitReady(ctx context.Context) error
+	// Claimed starts the services marked afterClaim.
+	Claimed(ctx context.Context) error
+}
+
+// detector watches slots for abuse.
+type detector interface {
+	Bind(slot env.SlotID, netID env.NetID, cgroup uint64, class *env.Class) error
+	Claimed(slot env.SlotID, id env.ID)
+	Unbind(slot env.SlotID)
+}
+
+// Freezer stops and restarts every process of an environment.
+type Freezer interface {
+	Freeze(ctx context.Context) error
+	Thaw(ctx context.Context) error
+}
+
+// Files says where the changeable files of an environment lie on the host.
+type Files struct {
+	Upper     string
+	Workspace string
+	IDs       env.IDRange
+}
+
+// snapshots keeps and brings back environments' files.
+type snapshots interface {
+	Capture(ctx context.Context, id env.ID, class, base string, files Files, freeze Freezer) (env.Snapshot, error)
+	// Restore fills empty directories below which nothing is mounted.
+	Restore(ctx context.Context, id env.SnapshotID, files Files) error
+	// Fork starts child's lineage from the snapshot.
+	Fork(ctx context.Context, id env.SnapshotID, child env.ID) error
+	Get(id env.SnapshotID) (env.Snapshot, error)
+	List(lineage env.ID) ([]env.Snapshot, error) // empty lineage: all
+}

@@ -1,0 +1,244 @@
+package warm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"hearth/internal/env"
+)
+
+// fill puts files into a slot before anything is mounted or started.
+type fill func(ctx context.Context, image Image, files Files) error
+
+// prepare makes a slot of the class: frozen, ready, its island locked. What
+// was made before an error is removed again.
+func (n *Node) prepare(ctx context.Context, class *env.Class, fill fill) (*slot, error) {
+	ctx, cancel := context.WithTimeout(ctx, n.cfg.PrepareTimeout)
+	defer cancel()
+	s, err := n.newSlot(class)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.build(ctx, s, fill); err != nil {
+		err = fmt.Errorf("prepare slot of class %s: %w", class.Name, err)
+		return nil, errors.Join(err, n.destroy(context.WithoutCancel(ctx), s))
+	}
+	return s, nil
+}
+
+// newSlot reserves ids and enters the slot into journal and memory, so that
+// whatever is made for it has an owner.
+func (n *Node) newSlot(class *env.Class) (*slot, error) {
+	s := &slot{id: env.NewSlotID(), class: class}
+	if err := n.enter(s); err != nil {
+		return nil, err
+	}
+	if err := n.change(s, func(*slotState) {}); err != nil {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		delete(n.slots, s.id)
+		n.ids.put(s.state.IDs)
+		return nil, err
+	}
+	return s, nil
+}
+
+// enter gives the slot its ids and its place among the node's slots, if the
+// node has the memory for it.
+func (n *Node) enter(s *slot) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if used, want := n.memoryLocked(), s.class.Resources.MemoryBytes; used+want > n.cfg.Memory {
+		return fmt.Errorf("%w: %d of %d bytes of memory are promised, class %s needs %d; release environments or raise limits.memory",
+			env.ErrExhausted, used, n.cfg.Memory, s.class.Name, want)
+	}
+	ids, err := n.ids.take()
+	if err != nil {
+		return err
+	}
+	s.state = slotState{
+		ID: s.id, Phase: env.SlotPreparing, Class: s.class.Name, Revision: s.class.Revision,
+		IDs: ids, Made: time.Now(),
+	}
+	n.slots[s.id] = s
+	return nil
+}
+
+// memoryLocked is what the limits of all slots add up to. The caller holds mu.
+func (n *Node) memoryLocked() int64 {
+	var sum int64
+	for _, s := range n.slots {
+		sum += s.class.Resources.MemoryBytes
+	}
+	return sum
+}
+
+// build makes the slot's parts in the order that keeps it safe: the island and
+// the sensors before the first process, the door to its identity before the
+// first process of the image.
+func (n *Node) build(ctx context.Context, s *slot, fill fill) error {
+	id, ids := s.id, n.stateOf(s).IDs
+	var err error
+	if s.image, err = n.parts.Runtime.Image(ctx, s.class.Image); err != nil {
+		return err
+	}
+	files := Files{IDs: ids}
+	if files.Upper, err = n.parts.Runtime.Prepare(ctx, id, s.image.Ref, ids); err != nil {
+		return err
+	}
+	if files.Workspace, err = n.makeWorkspace(id, ids); err != nil {
+		return err
+	}
+	if fill != nil {
+		if err := fill(ctx, s.image, files); err != nil {
+			return err
+		}
+	}
+	if err := n.isolate(ctx, s, files); err != nil {
+		return err
+	}
+	if err := n.boot(ctx, s); err != nil {
+		return err
+	}
+	if err := s.cgroup.Freeze(ctx); err != nil {
+		return err
+	}
+	return n.change(s, func(st *slotState) {
+		st.Phase = env.SlotReady
+		st.Image, st.Upper = s.image.Digest, files.Upper
+		st.PID, st.PIDStart = s.init.PID(), s.init.Started()
+		st.Island = s.island.Record
+	})
+}
+
+// isolate makes island, cgroup, sensors and the created container.
+func (n *Node) isolate(ctx context.Context, s *slot, files Files) error {
+	id := s.id
+	island, err := n.parts.Islands.Create(ctx, id, files.IDs)
+	if err != nil {
+		return err
+	}
+	s.island = island.IslandInfo
+	// The holder may go as soon as the container has been created in its
+	// namespaces, or has not.
+	defer func() {
+		if err := island.ReleaseHolder(); err != nil {
+			n.log.Warn("release namespace holder", "slot", id, "error", err)
+		}
+	}()
+	if s.cgroup, err = n.parts.Cgroups.Create(id); err != nil {
+		return err
+	}
+	if err := n.parts.Detector.Bind(id, island.NetID, s.cgroup.ID(), s.class); err != nil {
+		return err
+	}
+	pid, err := n.parts.Runtime.Create(ctx, Container{
+		Slot: id, Class: s.class, IDs: files.IDs,
+		UserNS: island.UserNS, NetNS: island.NetNS,
+		Cgroup: s.cgroup.ContainerPath(), Workspace: files.Workspace,
+	})
+	if err != nil {
+		return err
+	}
+	if s.init, err = n.parts.Inits.Open(pid); err != nil {
+		return err
+	}
+	return s.init.OpenIdentity(files.IDs)
+}
+
+// boot starts init and waits until the class's probe has passed.
+func (n *Node) boot(ctx context.Context, s *slot) error {
+	if err := n.parts.Runtime.Start(ctx, s.id); err != nil {
+		return err
+	}
+	var err error
+	if s.guest, err = n.parts.Guests.Dial(s.id, s.init); err != nil {
+		return err
+	}
+	if err := n.configure(ctx, s); err != nil {
+		return err
+	}
+	if err := s.guest.AwaitReady(ctx); err != nil {
+		return err
+	}
+	return n.parts.Islands.Warm(s.class.Egress, nil)
+}
+
+// configure waits until init listens, which it does as the first thing after
+// its start, and hands the class over.
+func (n *Node) configure(ctx context.Context, s *slot) error {
+	const first, most = time.Millisecond, 20 * time.Millisecond
+	for delay := first; ; delay = min(2*delay, most) {
+		err := s.guest.Configure(ctx, s.class)
+		if !errors.Is(err, env.ErrUnavailable) {
+			return err
+		}
+		if !s.init.Alive() {
+			return fmt.Errorf("init ended before it listened: %w", err)
+		}
+		select {
+		case <-time.After(delay):
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), err)
+		}
+	}
+}
+
+// workspace is the host directory of a slot's /workspace.
+func (n *Node) workspace(id env.SlotID) string {
+	return filepath.Join(n.cfg.WorkDir, string(id), "workspace")
+}
+
+// makeWorkspace makes the host directory that becomes /workspace.
+func (n *Node) makeWorkspace(id env.SlotID, ids env.IDRange) (string, error) {
+	dir := n.workspace(id)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("make workspace: %w", err)
+	}
+	if err := os.Chown(dir, int(ids.Base), int(ids.Base)); err != nil {
+		return "", fmt.Errorf("own workspace: %w", err)
+	}
+	return dir, nil
+}
+
+// destroy removes every trace of a slot, whatever was made of it. It goes on
+// after an error, and keeps the slot in journal and memory then: the removal is
+// tried again a while later, and at the next start.
+func (n *Node) destroy(ctx context.Context, s *slot) error {
+	ctx, cancel := context.WithTimeout(ctx, n.cfg.UndoTimeout)
+	defer cancel()
+	id := s.id
+	var errs []error
+	try := func(what string, err error) {
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s of slot %s: %w", what, id, err))
+		}
+	}
+	if s.cgroup != nil {
+		try("kill", s.cgroup.Kill(ctx))
+	}
+	try("delete container", n.parts.Runtime.Delete(ctx, id))
+	n.parts.Detector.Unbind(id)
+	try("destroy island", n.parts.Islands.Destroy(ctx, id))
+	if s.cgroup != nil {
+		try("remove cgroup", s.cgroup.Remove(ctx))
+	}
+	try("remove files", os.RemoveAll(filepath.Join(n.cfg.WorkDir, string(id))))
+	s.letGo()
+	if len(errs) == 0 {
+		try("forget", n.forget(s))
+	}
+	if err := errors.Join(errs...); err != nil {
+		n.metrics.leaks.Inc()
+		n.mu.Lock()
+		n.doomed, n.doomedAt = append(n.doomed, s), time.Now()
+		n.mu.Unlock()
+		return err
+	}
+	n.poke()
+	return nil
+}

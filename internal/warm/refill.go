@@ -1,0 +1,178 @@
+package warm
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"hearth/internal/env"
+)
+
+// idleCheck is how long Run sleeps at most: an action that nobody announced
+// (an age reached, a journal grown) is seen then.
+const idleCheck = 10 * time.Second
+
+// step does the one most useful thing for the pools. It returns 0 if there may
+// be more to do at once, else how long to wait unless something changes.
+func (n *Node) step(ctx context.Context) (time.Duration, error) {
+	if ctx.Err() != nil {
+		return idleCheck, nil
+	}
+	if n.journal.Size() > journalBound {
+		if err := n.compact(); err != nil {
+			return idleCheck, fmt.Errorf("compact journal: %w", err)
+		}
+	}
+	now := time.Now()
+	if s := n.nextDoomed(now); s != nil {
+		return 0, n.destroy(context.WithoutCancel(ctx), s)
+	}
+	act := n.decide(now)
+	switch {
+	case act.retire != "":
+		return 0, n.retire(ctx, act.retire)
+	case act.prepare != nil:
+		n.refill(ctx, act.prepare)
+		return 0, nil
+	case act.until.IsZero():
+		return idleCheck, nil
+	default:
+		return max(min(time.Until(act.until), idleCheck), time.Millisecond), nil
+	}
+}
+
+// nextDoomed is a slot whose removal failed a while ago.
+func (n *Node) nextDoomed(now time.Time) *slot {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.doomed) == 0 || now.Sub(n.doomedAt) < idleCheck {
+		return nil
+	}
+	s := n.doomed[0]
+	n.doomed = n.doomed[1:]
+	return s
+}
+
+// decide takes the view of the pools and asks next. While a claim is in
+// flight, nothing is prepared: a fork of the runtime beside a thaw costs the
+// claim up to 10 ms. The end of the claim wakes Run.
+func (n *Node) decide(now time.Time) action {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.dropDead()
+	n.expireKeys(now)
+	views := make([]poolView, 0, len(n.pools))
+	for name, p := range n.pools {
+		v := poolView{class: n.classes[name], preparing: p.making, failures: p.failures, retryAt: p.retryAt}
+		for _, s := range p.ready {
+			v.ready = append(v.ready, readySlot{id: s.id, revision: s.state.Revision, made: s.state.Made})
+		}
+		views = append(views, v)
+	}
+	room := n.roomLocked()
+	if n.claiming > 0 || n.closed {
+		room = 0
+	}
+	return next(views, room, now)
+}
+
+// dropDead takes ready slots whose init has ended out of their pools and has
+// them removed. The caller holds mu.
+func (n *Node) dropDead() {
+	for _, p := range n.pools {
+		alive := p.ready[:0:0]
+		for _, s := range p.ready {
+			if s.init.Alive() {
+				alive = append(alive, s)
+				continue
+			}
+			n.metrics.dead.WithLabelValues(s.class.Name).Inc()
+			n.background(s, "its init ended in the pool")
+		}
+		p.ready = alive
+	}
+}
+
+// expireKeys forgets old idempotency keys. The caller holds mu.
+func (n *Node) expireKeys(now time.Time) {
+	for key, k := range n.keys {
+		if !k.at.IsZero() && now.Sub(k.at) > keyAge && n.envs[k.id] == nil {
+			delete(n.keys, key)
+		}
+	}
+}
+
+// roomLocked is how many slots may still be made. The caller holds mu.
+func (n *Node) roomLocked() int { return n.cfg.MaxSlots - len(n.slots) - n.reserved }
+
+// refill prepares one slot of the class for its pool.
+func (n *Node) refill(ctx context.Context, class *env.Class) {
+	n.mu.Lock()
+	p := n.pools[class.Name]
+	p.making++
+	n.reserved++
+	n.mu.Unlock()
+
+	start := time.Now()
+	s, err := n.prepare(ctx, class, nil)
+
+	n.mu.Lock()
+	p.making--
+	n.reserved--
+	if err == nil {
+		p.failures, p.message, p.retryAt = 0, "", time.Time{}
+		p.ready = append(p.ready, s)
+	} else if ctx.Err() == nil {
+		p.failures++
+		p.retryAt = time.Now().Add(retryDelay(p.failures))
+		p.message = err.Error()
+	}
+	failures := p.failures
+	n.mu.Unlock()
+
+	if err == nil {
+		n.metrics.prepare.WithLabelValues(class.Name).Observe(time.Since(start).Seconds())
+		n.log.Info("slot ready", "slot", s.id, "class", class.Name, "took", time.Since(start))
+	} else if ctx.Err() == nil {
+		n.metrics.prepareFailures.WithLabelValues(class.Name).Inc()
+		n.log.Error("slot preparation", "class", class.Name, "failures", failures, "error", err)
+	}
+}
+
+// retire removes a ready slot from its pool.
+func (n *Node) retire(ctx context.Context, id env.SlotID) error {
+	n.mu.Lock()
+	s := n.slots[id]
+	taken := s != nil && n.takeLocked(s)
+	n.mu.Unlock()
+	if !taken {
+		return nil // a claim was faster
+	}
+	n.log.Info("slot retired", "slot", id, "class", s.class.Name)
+	return n.destroy(context.WithoutCancel(ctx), s)
+}
+
+// takeLocked takes one slot out of its pool. The caller holds mu.
+func (n *Node) takeLocked(s *slot) bool {
+	p := n.pools[s.class.Name]
+	for i, r := range p.ready {
+		if r == s {
+			p.ready = append(p.ready[:i:i], p.ready[i+1:]...)
+			return true
+		}
+	}
+	return false
+}
+
+// background removes a slot beside the caller, who may hold mu.
+func (n *Node) background(s *slot, why string) {
+	n.log.Warn("slot removed", "slot", s.id, "class", s.class.Name, "reason", why)
+	n.work.Add(1)
+	go func() {
+		defer n.work.Done()
+		if err := n.destroy(context.Background(), s); err != nil {
+			n.log.Error("remove slot", "slot", s.id, "error", err)
+		}
+		n.poke()
+	}()
+}

@@ -1,0 +1,170 @@
+package warm
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"hearth/internal/env"
+)
+
+// PoolView is a class's stock on this node.
+type PoolView struct {
+	Class     string
+	Revision  string
+	Want      int
+	Ready     int
+	Preparing int
+	Claimed   int
+	Message   string
+}
+
+// Room is what the node may still give away.
+type Room struct {
+	SlotsMax, SlotsUsed       int
+	MemoryMax, MemoryReserved int64
+}
+
+// view is the public form of a claimed slot's state.
+func (s *slot) view(st slotState) Environment {
+	e := st.Env
+	return Environment{
+		Address: s.island.Address.String(),
+		ID:      e.ID, Slot: st.ID, Class: st.Class, Tenant: e.Tenant, Generation: e.Generation,
+		Phase: e.Phase, Message: e.Message, Warm: e.Warm, Snapshot: e.Snapshot,
+		Claimed: e.Claimed, Labels: e.Labels, PID: st.PID, Ports: e.Ports,
+	}
+}
+
+func (n *Node) viewOf(s *slot) Environment { return s.view(n.stateOf(s)) }
+
+// Get returns one environment.
+func (n *Node) Get(id env.ID) (Environment, error) {
+	s, err := n.find(id)
+	if err != nil {
+		return Environment{}, err
+	}
+	return n.viewOf(s), nil
+}
+
+// List returns every environment on this node, oldest first.
+func (n *Node) List() []Environment {
+	n.mu.Lock()
+	slots := make([]*slot, 0, len(n.envs))
+	for _, s := range n.envs {
+		if s.state.Env != nil {
+			slots = append(slots, s)
+		}
+	}
+	n.mu.Unlock()
+	out := make([]Environment, len(slots))
+	for i, s := range slots {
+		out[i] = n.viewOf(s)
+	}
+	slices.SortFunc(out, func(a, b Environment) int { return strings.Compare(string(a.ID), string(b.ID)) })
+	return out
+}
+
+// find returns the slot of a claimed environment.
+func (n *Node) find(id env.ID) (*slot, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	s := n.envs[id]
+	if s == nil || s.state.Env == nil {
+		return nil, fmt.Errorf("%w: environment %.40q on this node", env.ErrNotFound, id)
+	}
+	return s, nil
+}
+
+// Pools returns every class's stock, by name.
+func (n *Node) Pools() []PoolView {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	claimed := map[string]int{}
+	for _, s := range n.slots {
+		if s.state.Phase == env.SlotClaimed {
+			claimed[s.class.Name]++
+		}
+	}
+	out := make([]PoolView, 0, len(n.pools))
+	for name, p := range n.pools {
+		class := n.classes[name]
+		out = append(out, PoolView{
+			Class: name, Revision: class.Revision, Want: class.Warm.Slots,
+			Ready: len(p.ready), Preparing: p.making, Claimed: claimed[name], Message: p.message,
+		})
+	}
+	slices.SortFunc(out, func(a, b PoolView) int { return strings.Compare(a.Class, b.Class) })
+	return out
+}
+
+// Room returns the node's bounds and what of them is used.
+func (n *Node) Room() Room {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return Room{
+		SlotsMax: n.cfg.MaxSlots, SlotsUsed: len(n.slots),
+		MemoryMax: n.cfg.Memory, MemoryReserved: n.memoryLocked(),
+	}
+}
+
+// classNames lists the classes for an error. The caller holds mu.
+func (n *Node) classNames() string {
+	names := make([]string, 0, len(n.classes))
+	for name := range n.classes {
+		names = append(names, name)
+	}
+	if len(names) == 0 {
+		return "none"
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
+}
+
+// Inspection is all that is known of a slot, for people.
+type Inspection struct {
+	Slot        env.SlotID    `json:"slot"`
+	Phase       env.SlotPhase `json:"phase"`
+	Class       string        `json:"class"`
+	Revision    string        `json:"revision"`
+	Image       string        `json:"image"`
+	IDs         env.IDRange   `json:"ids"`
+	PID         int           `json:"pid"`
+	Alive       bool          `json:"alive"`
+	Frozen      bool          `json:"frozen"`
+	NetID       env.NetID     `json:"netId"`
+	Address     string        `json:"address"`
+	Cgroup      string        `json:"cgroup"`
+	CgroupID    uint64        `json:"cgroupId"`
+	Upper       string        `json:"upper"`
+	Environment *Environment  `json:"environment,omitempty"`
+}
+
+// Inspect returns all that is known of a slot, by its id or its environment's.
+func (n *Node) Inspect(name string) (Inspection, error) {
+	n.mu.Lock()
+	s := n.slots[env.SlotID(name)]
+	if s == nil {
+		s = n.envs[env.ID(name)]
+	}
+	n.mu.Unlock()
+	if s == nil {
+		return Inspection{}, fmt.Errorf("%w: slot or environment %.40q on this node", env.ErrNotFound, name)
+	}
+	st := n.stateOf(s)
+	out := Inspection{
+		Slot: st.ID, Phase: st.Phase, Class: st.Class, Revision: st.Revision, Image: st.Image,
+		IDs: st.IDs, PID: st.PID, Upper: st.Upper,
+	}
+	if st.Phase == env.SlotPreparing {
+		return out, nil // its parts are still being made
+	}
+	out.NetID, out.Address, out.Alive = s.island.NetID, s.island.Address.String(), s.init.Alive()
+	out.Cgroup, out.CgroupID = s.cgroup.ContainerPath(), s.cgroup.ID()
+	out.Frozen, _ = s.cgroup.Frozen() // a cgroup that is just being removed reads as thawed
+	if st.Env != nil {
+		v := n.viewOf(s)
+		out.Environment = &v
+	}
+	return out, nil
+}

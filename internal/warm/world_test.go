@@ -1,0 +1,395 @@
+package warm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+
+	"hearth/internal/env"
+)
+
+// world is a node's kernel and containerd in memory. It outlives Nodes, as the
+// real ones outlive agents. Every call first asks fail, if that is set.
+type world struct {
+	mu         sync.Mutex
+	fail       func(call string) error
+	calls      []string
+	containers map[env.SlotID]int // pid of the started init, 0 before
+	cgroups    map[env.SlotID]*fakeCgroup
+	islands    map[env.SlotID]string // "locked" or "open"
+	alive      map[int]bool
+	identities map[int]map[string]string
+	bound      map[env.SlotID]env.ID
+	snaps      map[env.SnapshotID]env.Snapshot
+	restored   map[env.SlotID]env.SnapshotID
+	nextPID    int
+}
+
+func newWorld() *world {
+	return &world{
+		containers: map[env.SlotID]int{}, cgroups: map[env.SlotID]*fakeCgroup{}, islands: map[env.SlotID]string{},
+		alive: map[int]bool{}, identities: map[int]map[string]string{}, bound: map[env.SlotID]env.ID{},
+		snaps: map[env.SnapshotID]env.Snapshot{}, restored: map[env.SlotID]env.SnapshotID{}, nextPID: 1000,
+	}
+}
+
+// call records a call and fails it if the test wants that.
+func (w *world) call(name string) error {
+	w.mu.Lock()
+	w.calls = append(w.calls, name)
+	fail := w.fail
+	w.mu.Unlock()
+	if fail != nil {
+		return fail(name)
+	}
+	return nil
+}
+
+func (w *world) parts() Parts {
+	return Parts{
+		Runtime: fakeRuntime{w}, Cgroups: fakeCgroups{w}, Islands: fakeIslands{w},
+		Inits: fakeInits{w}, Guests: fakeGuests{w}, Detector: fakeDetector{w}, Snapshots: fakeSnapshots{w},
+	}
+}
+
+// leftovers counts everything that exists.
+func (w *world) leftovers() map[string]int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	alive := 0
+	for _, a := range w.alive {
+		if a {
+			alive++
+		}
+	}
+	return map[string]int{
+		"containers": len(w.containers), "cgroups": len(w.cgroups), "islands": len(w.islands),
+		"processes": alive, "bound": len(w.bound),
+	}
+}
+
+type fakeRuntime struct{ *world }
+
+func (w fakeRuntime) Image(_ context.Context, ref string) (Image, error) {
+	return Image{Ref: ref, Digest: "sha256:" + ref}, w.call("image")
+}
+
+func (w fakeRuntime) Prepare(_ context.Context, slot env.SlotID, _ string, _ env.IDRange) (string, error) {
+	if err := w.call("prepare"); err != nil {
+		return "", err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.containers[slot] = 0
+	return "/upper/" + string(slot), nil
+}
+
+func (w fakeRuntime) Create(_ context.Context, c Container) (int, error) {
+	if err := w.call("create"); err != nil {
+		return 0, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.islands[c.Slot] != "locked" {
+		return 0, errors.New("container created without a locked island")
+	}
+	w.nextPID++
+	w.alive[w.nextPID] = true
+	w.containers[c.Slot] = w.nextPID
+	w.cgroups[c.Slot].pid = w.nextPID
+	return w.nextPID, nil
+}
+
+func (w fakeRuntime) Start(context.Context, env.SlotID) error { return w.call("start") }
+
+func (w fakeRuntime) Delete(_ context.Context, slot env.SlotID) error {
+	if err := w.call("delete"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if pid := w.containers[slot]; pid != 0 {
+		w.alive[pid] = false
+	}
+	delete(w.containers, slot)
+	return nil
+}
+
+func (w fakeRuntime) List(context.Context) (map[env.SlotID]int, error) {
+	err := w.call("list")
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	out := map[env.SlotID]int{}
+	for slot, pid := range w.containers {
+		if w.alive[pid] {
+			out[slot] = pid
+		} else {
+			out[slot] = 0
+		}
+	}
+	return out, err
+}
+
+type fakeCgroups struct{ *world }
+
+type fakeCgroup struct {
+	*world
+	slot   env.SlotID
+	pid    int
+	frozen bool
+}
+
+func (w fakeCgroups) Create(slot env.SlotID) (Cgroup, error) {
+	if err := w.call("cgroup"); err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	c := &fakeCgroup{world: w.world, slot: slot}
+	w.cgroups[slot] = c
+	return c, nil
+}
+
+func (w fakeCgroups) Adopt(slot env.SlotID) (Cgroup, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if c := w.cgroups[slot]; c != nil {
+		return c, nil
+	}
+	return nil, env.ErrNotFound
+}
+
+func (w fakeCgroups) List() (ids []env.SlotID, _ error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for id := range w.cgroups {
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
+func (c *fakeCgroup) set(frozen bool, call string) error {
+	if err := c.call(call); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.frozen = frozen
+	return nil
+}
+
+func (c *fakeCgroup) ContainerPath() string        { return "/hearth/" + string(c.slot) + "/ctr" }
+func (c *fakeCgroup) ID() uint64                   { return 7 }
+func (c *fakeCgroup) Freeze(context.Context) error { return c.set(true, "freeze") }
+func (c *fakeCgroup) Thaw(context.Context) error   { return c.set(false, "thaw") }
+func (c *fakeCgroup) Close() error                 { return nil }
+
+func (c *fakeCgroup) Frozen() (bool, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.frozen, nil
+}
+
+func (c *fakeCgroup) Kill(context.Context) error {
+	if err := c.call("kill"); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.alive[c.pid] = false
+	return nil
+}
+
+func (c *fakeCgroup) Remove(context.Context) error {
+	if err := c.call("rmcgroup"); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.cgroups, c.slot)
+	return nil
+}
+
+type fakeIslands struct{ *world }
+
+func (w fakeIslands) Create(_ context.Context, slot env.SlotID, _ env.IDRange) (Island, error) {
+	if err := w.call("island"); err != nil {
+		return Island{}, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.islands[slot] = "locked"
+	rec, _ := json.Marshal(slot)
+	return Island{
+		IslandInfo:    IslandInfo{NetID: 1, Address: netip.MustParseAddr("100.96.0.2"), Record: rec},
+		ReleaseHolder: func() error { return nil },
+	}, nil
+}
+
+func (w fakeIslands) Adopt(_ context.Context, slot env.SlotID, rec []byte) (IslandInfo, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.islands[slot] == "" {
+		return IslandInfo{}, env.ErrNotFound
+	}
+	return IslandInfo{NetID: 1, Address: netip.MustParseAddr("100.96.0.2"), Record: rec}, nil
+}
+
+func (w fakeIslands) Warm(env.EgressPolicy, *env.EgressPolicy) error { return w.call("policy") }
+
+func (w fakeIslands) set(slot env.SlotID, call, state string) error {
+	if err := w.call(call); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.islands[slot] == "" {
+		return fmt.Errorf("%w: island", env.ErrNotFound)
+	}
+	w.islands[slot] = state
+	return nil
+}
+
+func (w fakeIslands) Unlock(slot env.SlotID, _ env.EgressPolicy, _ *env.EgressPolicy) error {
+	return w.set(slot, "unlock", "open")
+}
+func (w fakeIslands) Lock(slot env.SlotID) error { return w.set(slot, "lock", "locked") }
+
+func (w fakeIslands) Destroy(_ context.Context, slot env.SlotID) error {
+	if err := w.call("rmisland"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.islands, slot)
+	return nil
+}
+
+func (w fakeIslands) Sweep(_ context.Context, keep func(env.SlotID) bool) error {
+	w.mu.Lock()
+	var gone []env.SlotID
+	for id := range w.islands {
+		gone = append(gone, id)
+	}
+	w.mu.Unlock()
+	for _, id := range gone {
+		if !keep(id) {
+			w.mu.Lock()
+			delete(w.islands, id)
+			w.mu.Unlock()
+		}
+	}
+	return nil
+}
+
+type fakeInits struct{ *world }
+
+type fakeInit struct {
+	*world
+	pid int
+}
+
+func (w fakeInits) Open(pid int) (Init, error) {
+	if err := w.call("open"); err != nil {
+		return nil, err
+	}
+	return &fakeInit{w.world, pid}, nil
+}
+
+func (i *fakeInit) PID() int                       { return i.pid }
+func (i *fakeInit) Started() uint64                { return uint64(i.pid) * 10 }
+func (i *fakeInit) OpenIdentity(env.IDRange) error { return i.call("identity-open") }
+func (i *fakeInit) Close()                         {}
+
+func (i *fakeInit) Alive() bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.alive[i.pid]
+}
+
+func (i *fakeInit) Personalise(files []IdentityFile, hostname string) error {
+	if err := i.call("identity"); err != nil {
+		return err
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	m := map[string]string{"hostname": hostname}
+	for _, f := range files {
+		m[f.Name] = string(f.Data)
+	}
+	i.identities[i.pid] = m
+	return nil
+}
+
+type fakeGuests struct{ *world }
+type fakeGuest struct{ *world }
+
+func (w fakeGuests) Dial(env.SlotID, Init) (Guest, error) { return fakeGuest{w.world}, w.call("dial") }
+
+func (g fakeGuest) Configure(context.Context, *env.Class) error { return g.call("configure") }
+func (g fakeGuest) AwaitReady(context.Context) error            { return g.call("ready") }
+func (g fakeGuest) Claimed(context.Context) error               { return g.call("claimed") }
+
+type fakeDetector struct{ *world }
+
+func (w fakeDetector) Bind(slot env.SlotID, _ env.NetID, _ uint64, _ *env.Class) error {
+	if err := w.call("bind"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.bound[slot] = ""
+	return nil
+}
+
+func (w fakeDetector) Claimed(slot env.SlotID, id env.ID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.bound[slot] = id
+}
+
+func (w fakeDetector) Unbind(slot env.SlotID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.bound, slot)
+}
+
+type fakeSnapshots struct{ *world }
+
+func (w fakeSnapshots) Capture(ctx context.Context, id env.ID, class, base string, _ Files, f Freezer) (env.Snapshot, error) {
+	if err := w.call("capture"); err != nil {
+		return env.Snapshot{}, err
+	}
+	if err := f.Freeze(ctx); err != nil {
+		return env.Snapshot{}, err
+	}
+	if err := f.Thaw(ctx); err != nil {
+		return env.Snapshot{}, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := env.Snapshot{ID: env.SnapshotID(fmt.Sprintf("%s/%d", id, len(w.snaps)+1)), Lineage: id, Class: class, Base: base}
+	w.snaps[s.ID] = s
+	return s, nil
+}
+
+func (w fakeSnapshots) Restore(context.Context, env.SnapshotID, Files) error {
+	return w.call("restore")
+}
+
+func (w fakeSnapshots) Fork(context.Context, env.SnapshotID, env.ID) error { return w.call("fork") }
+
+func (w fakeSnapshots) Get(id env.SnapshotID) (env.Snapshot, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s, ok := w.snaps[id]
+	if !ok {
+		return s, fmt.Errorf("%w: snapshot %s", env.ErrNotFound, id)
+	}
+	return s, nil
+}
+
+func (w fakeSnapshots) List(env.ID) ([]env.Snapshot, error) { return nil, nil }
