@@ -1,0 +1,246 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+
+	"hearth/internal/cgroups"
+	"hearth/internal/ctrd"
+	"hearth/internal/detect"
+	"hearth/internal/env"
+	"hearth/internal/guest"
+	"hearth/internal/netpol"
+	"hearth/internal/snapshot"
+	"hearth/internal/warm"
+)
+
+// The domain packages do not know each other. Each adapter here says in the
+// words of one what another does; none decides anything.
+
+type runtimeAdapter struct {
+	runtime  *ctrd.Runtime
+	initPath string
+}
+
+func (a runtimeAdapter) Image(ctx context.Context, ref string) (warm.Image, error) {
+	img, err := a.runtime.Image(ctx, ref)
+	return warm.Image{Ref: img.Ref, Digest: img.Digest}, err
+}
+
+func (a runtimeAdapter) Prepare(ctx context.Context, slot env.SlotID, image string, ids env.IDRange) (string, error) {
+	img, err := a.runtime.Image(ctx, image)
+	if err != nil {
+		return "", err
+	}
+	rootfs, err := a.runtime.Prepare(ctx, slot, img, ids)
+	return rootfs.Upper, err
+}
+
+func (a runtimeAdapter) Create(ctx context.Context, c warm.Container) (int, error) {
+	img, err := a.runtime.Image(ctx, c.Class.Image)
+	if err != nil {
+		return 0, err
+	}
+	return a.runtime.Create(ctx, ctrd.Spec{
+		Slot: c.Slot, Image: img, Class: *c.Class, IDs: c.IDs, UserNS: c.UserNS, NetNS: c.NetNS,
+		CgroupsPath: c.Cgroup, InitPath: a.initPath, Hostname: string(c.Slot)[:16],
+		Mounts: []ctrd.Mount{{Source: c.Workspace, Target: "/workspace"}},
+		Labels: map[string]string{"hearth.run/class": c.Class.Name},
+	})
+}
+
+func (a runtimeAdapter) Start(ctx context.Context, slot env.SlotID) error {
+	return a.runtime.Start(ctx, slot)
+}
+
+func (a runtimeAdapter) Delete(ctx context.Context, slot env.SlotID) error {
+	return a.runtime.Delete(ctx, slot)
+}
+
+func (a runtimeAdapter) List(ctx context.Context) (map[env.SlotID]int, error) {
+	list, err := a.runtime.List(ctx)
+	out := make(map[env.SlotID]int, len(list))
+	for _, c := range list {
+		out[c.Slot] = 0
+		if c.Status == ctrd.StatusRunning {
+			out[c.Slot] = c.PID
+		}
+	}
+	return out, err
+}
+
+type cgroupsAdapter struct{ tree *cgroups.Tree }
+
+func (a cgroupsAdapter) Create(slot env.SlotID) (warm.Cgroup, error) {
+	g, err := a.tree.Create(slot)
+	if err != nil {
+		return nil, err // not g: a nil *Group is no nil Cgroup
+	}
+	return g, nil
+}
+
+func (a cgroupsAdapter) Adopt(slot env.SlotID) (warm.Cgroup, error) {
+	g, err := a.tree.Adopt(slot)
+	if err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+func (a cgroupsAdapter) List() ([]env.SlotID, error) { return a.tree.List() }
+
+type islandsAdapter struct{ *netpol.Manager }
+
+func (a islandsAdapter) Create(ctx context.Context, slot env.SlotID, ids env.IDRange) (warm.Island, error) {
+	i, err := a.Manager.Create(ctx, slot, ids)
+	if err != nil {
+		return warm.Island{}, err
+	}
+	record, err := json.Marshal(i.Record())
+	if err != nil {
+		return warm.Island{}, fmt.Errorf("encode island: %w", err)
+	}
+	return warm.Island{
+		IslandInfo:    warm.IslandInfo{NetID: i.NetID, Address: i.Address, Record: record},
+		UserNS:        i.UserNS(),
+		NetNS:         fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), i.NetNSFile().Fd()),
+		ReleaseHolder: i.ReleaseHolder,
+	}, nil
+}
+
+func (a islandsAdapter) Adopt(_ context.Context, slot env.SlotID, record []byte) (warm.IslandInfo, error) {
+	if len(record) == 0 {
+		return warm.IslandInfo{}, fmt.Errorf("%w: slot %s has no island", env.ErrNotFound, slot)
+	}
+	var rec netpol.IslandRecord
+	if err := json.Unmarshal(record, &rec); err != nil {
+		return warm.IslandInfo{}, fmt.Errorf("%w: island of slot %s: %v", env.ErrCorrupt, slot, err)
+	}
+	if err := a.Manager.Adopt(slot, rec); err != nil {
+		return warm.IslandInfo{}, err
+	}
+	return warm.IslandInfo{NetID: rec.NetID, Address: rec.Address, Record: record}, nil
+}
+
+func (a islandsAdapter) Warm(class env.EgressPolicy, claim *env.EgressPolicy) error {
+	if claim == nil {
+		return a.Prepare(class)
+	}
+	return a.Prepare(class, *claim)
+}
+
+type guestsAdapter struct{}
+
+func (guestsAdapter) Dial(slot env.SlotID, init warm.Init) (warm.Guest, error) {
+	target := guest.Target{PID: init.PID()}
+	return guest.NewWithDial(func(ctx context.Context) (guest.Conn, error) {
+		conn, err := target.Dial(ctx)
+		if err != nil {
+			return nil, err
+		}
+		// If init lives now, its pid meant it while the connection was made.
+		if !init.Alive() {
+			conn.Close()
+			return nil, fmt.Errorf("%w: init of slot %s has ended", env.ErrState, slot)
+		}
+		return conn, nil
+	}), nil
+}
+
+type detectorAdapter struct{ *detect.Engine }
+
+func (a detectorAdapter) Bind(slot env.SlotID, netID env.NetID, cgroup uint64, class *env.Class) error {
+	return a.Engine.Bind(detect.Subject{
+		Slot: slot, NetID: netID, CgroupID: cgroup, Class: class.Name, Policy: class.Detection,
+	})
+}
+
+type snapshotsAdapter struct{ store *snapshot.Store }
+
+// Names of an environment's trees in every snapshot.
+const (
+	rootUpper     = "upper"
+	rootWorkspace = "workspace"
+)
+
+// labelClass is the snapshot's label with the environment's class.
+const labelClass = "class"
+
+// identityFiles are of one environment and are never captured. The identity
+// tmpfs on /run/hearth is no part of the upper layer anyway.
+var identityFiles = []string{"etc/hostname", "etc/machine-id"}
+
+func (a snapshotsAdapter) Capture(ctx context.Context, id env.ID, class, base string, files warm.Files, f warm.Freezer) (env.Snapshot, error) {
+	info, err := a.store.Capture(ctx, snapshot.Source{
+		Lineage: snapshot.Lineage(id), IDs: files.IDs, Base: base,
+		Labels: map[string]string{labelClass: class},
+		Roots: []snapshot.Root{
+			{Name: rootUpper, Path: files.Upper, Exclude: identityFiles},
+			{Name: rootWorkspace, Path: files.Workspace},
+		},
+	}, f)
+	return snapshotOf(info), err
+}
+
+func (a snapshotsAdapter) Restore(ctx context.Context, id env.SnapshotID, files warm.Files) error {
+	_, err := a.store.Restore(ctx, snapshot.ID(id), map[string]string{
+		rootUpper: files.Upper, rootWorkspace: files.Workspace,
+	}, files.IDs)
+	return err
+}
+
+func (a snapshotsAdapter) Fork(ctx context.Context, id env.SnapshotID, child env.ID) error {
+	_, err := a.store.Fork(ctx, snapshot.ID(id), snapshot.Lineage(child))
+	return err
+}
+
+func (a snapshotsAdapter) Get(id env.SnapshotID) (env.Snapshot, error) {
+	info, err := a.store.Get(snapshot.ID(id))
+	return snapshotOf(info), err
+}
+
+func (a snapshotsAdapter) List(lineage env.ID) ([]env.Snapshot, error) {
+	lineages := []snapshot.Lineage{snapshot.Lineage(lineage)}
+	if lineage == "" {
+		var err error
+		if lineages, err = a.store.Lineages(); err != nil {
+			return nil, err
+		}
+	}
+	var out []env.Snapshot
+	for _, l := range lineages {
+		infos, err := a.store.List(l)
+		if err != nil {
+			return nil, err
+		}
+		for _, info := range infos {
+			out = append(out, snapshotOf(info))
+		}
+	}
+	return out, nil
+}
+
+func snapshotOf(i snapshot.Info) env.Snapshot {
+	return env.Snapshot{
+		ID: env.SnapshotID(i.ID), Parent: env.SnapshotID(i.Parent), Lineage: env.ID(i.Lineage),
+		Class: i.Labels[labelClass], Base: i.Base, Time: i.Time,
+		Stats: env.SnapshotStats{
+			Files: uint64(i.Files), Bytes: uint64(i.Bytes), NewBytes: uint64(i.NewBytes),
+			Freeze: i.FreezeTime, Took: i.Took, Redone: uint64(i.Redone),
+		},
+	}
+}
+
+// classesOf completes the classes with the node's defaults.
+func classesOf(list []env.Class, complete func(env.Resources) env.Resources) []*env.Class {
+	out := make([]*env.Class, len(list))
+	for i, c := range list {
+		c.Env = maps.Clone(c.Env)
+		c.Resources = complete(c.Resources)
+		out[i] = &c
+	}
+	return out
+}
