@@ -1,0 +1,168 @@
+# Hearth's one entry point: each CI job is one target. `make help` lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+GO      ?= go
+BIN     := $(CURDIR)/bin
+RUNTIME := $(CURDIR)/.bin
+IMAGE   := $(CURDIR)/.image/busybox.tar
+STAMPS  := $(RUNTIME)/.stamps
+
+# Two cores are the reference machine; tests of different packages that work on
+# the same kernel never run at once (tools/testreport).
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS := -X main.version=$(VERSION)
+
+# Versions live in the go.mod files of tools/runtime, with pinned sums.
+module-version = $(shell awk '{ for (i = 1; i < NF; i++) if ($$i == "$(2)" && $$(i+1) ~ /^v[0-9]/) { print $$(i+1); exit } }' tools/runtime/$(1)/go.mod)
+CONTAINERD_VERSION := $(call module-version,containerd,github.com/containerd/containerd/v2)
+RUNC_VERSION       := $(call module-version,runc,github.com/opencontainers/runc)
+CONTAINERD_STAMP   := $(STAMPS)/containerd-$(CONTAINERD_VERSION)
+RUNC_STAMP         := $(STAMPS)/runc-$(RUNC_VERSION)
+
+# What Debian gives, by the target that needs it.
+DEBIAN_RUN    := busybox-static libseccomp-dev pkg-config gcc libc6-dev nftables iproute2 util-linux procps tzdata
+DEBIAN_VERIFY := clang-14 clang-format-14 llvm-14 libbpf-dev linux-libc-dev libc6-dev diffutils tar
+DEBIAN_VM     := qemu-system-x86 busybox-static e2fsprogs
+
+# Programs of tools/go.mod and tools/lint/go.mod, so that their dependencies
+# never meet ours.
+TOOL = $(GO) -C tools run
+
+# Tests and the demo find containerd, its shim and runc here.
+export PATH := $(RUNTIME):$(PATH)
+export HEARTH_TEST_BIN := $(RUNTIME)
+export HEARTH_RUNTIME_DIR := $(RUNTIME)
+export HEARTH_BIN_DIR := $(BIN)
+export HEARTH_IMAGE := $(IMAGE)
+
+.PHONY: help
+help: ## list the targets
+	@echo 'usage: make TARGET'
+	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z][a-z-]*:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
+
+##@ Build
+
+.PHONY: deps
+deps: deps-debian $(CONTAINERD_STAMP) $(RUNC_STAMP) ## install what Hearth runs on: Debian packages, containerd, runc (idempotent)
+
+.PHONY: deps-debian deps-verify deps-vm
+deps-debian:
+	@tools/debian-install.sh $(DEBIAN_RUN)
+deps-verify:
+	@tools/debian-install.sh $(DEBIAN_VERIFY)
+	@tools/check-clang.sh
+deps-vm:
+	@tools/debian-install.sh $(DEBIAN_VM)
+
+CONTAINERD_PKG := github.com/containerd/containerd/v2
+CONTAINERD_LD  := -s -w -X $(CONTAINERD_PKG)/version.Version=$(CONTAINERD_VERSION) -X $(CONTAINERD_PKG)/version.Package=$(CONTAINERD_PKG)
+
+$(CONTAINERD_STAMP): tools/runtime/containerd/go.mod tools/runtime/containerd/go.sum
+	@echo "deps: build containerd $(CONTAINERD_VERSION)" >&2
+	@mkdir -p $(STAMPS)
+	@cd tools/runtime/containerd && $(GO) build -trimpath -tags urfave_cli_no_docs -ldflags '$(CONTAINERD_LD)' -o $(RUNTIME)/ \
+	  $(CONTAINERD_PKG)/cmd/containerd $(CONTAINERD_PKG)/cmd/ctr
+	@cd tools/runtime/containerd && CGO_ENABLED=0 $(GO) build -trimpath -tags 'urfave_cli_no_docs no_grpc' -ldflags '$(CONTAINERD_LD)' -o $(RUNTIME)/ \
+	  $(CONTAINERD_PKG)/cmd/containerd-shim-runc-v2
+	@$(RUNTIME)/containerd --version | grep -qw '$(CONTAINERD_VERSION)' || { echo "deps: $(RUNTIME)/containerd does not say version $(CONTAINERD_VERSION)" >&2; exit 1; }
+	@rm -f $(STAMPS)/containerd-* && touch $@
+
+# seccomp comes from libseccomp by cgo. libpathrs, upstream's other default, is
+# not in Debian 12.
+$(RUNC_STAMP): tools/runtime/runc/go.mod tools/runtime/runc/go.sum | deps-debian
+	@echo "deps: build runc $(RUNC_VERSION)" >&2
+	@mkdir -p $(STAMPS)
+	@cd tools/runtime/runc && $(GO) build -trimpath -tags 'seccomp urfave_cli_no_docs' -ldflags '-s -w' -o $(RUNTIME)/runc github.com/opencontainers/runc
+	@$(RUNTIME)/runc --version | grep -q '^libseccomp: ' || { echo "deps: $(RUNTIME)/runc was built without seccomp" >&2; exit 1; }
+	@rm -f $(STAMPS)/runc-* && touch $@
+
+.PHONY: build
+build: ## compile nodeagent, controller, envinit and hearthctl into bin/
+	@mkdir -p $(BIN)
+	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/nodeagent ./cmd/controller ./cmd/hearthctl
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w $(LDFLAGS)' -o $(BIN)/ ./cmd/envinit
+
+.PHONY: image
+image: $(IMAGE) ## make the demo's OCI image from busybox-static, without a registry
+
+$(IMAGE): $(wildcard tools/mkimage/*.go) | deps-debian
+	@mkdir -p $(@D)
+	@$(TOOL) ./mkimage -busybox /bin/busybox -o $@
+
+.PHONY: generate
+generate: deps-verify ## regenerate API code, eBPF objects, CRDs and reference docs
+	@$(GO) generate ./...
+
+.PHONY: format
+format: deps-verify ## format Go and eBPF C
+	@tools/format.sh
+
+.PHONY: tidy
+tidy: ## tidy every module
+	@tools/tidy.sh
+
+##@ Test
+
+.PHONY: test-unit
+test-unit: ## unit tests with -race; no root, under a minute after the build
+	@$(GO) test -race -skip '^Test(Kernel|Node)' ./...
+	@$(GO) -C tools test ./...
+	@$(GO) -C test/vm test -skip '^TestKernel' ./...
+
+.PHONY: test
+test: need-root deps build image ## as root: unit, kernel and node tests with -race; compares skips with test/skips.txt
+	@$(TOOL) ./testreport -dir $(CURDIR) -skips test/skips.txt -race
+
+.PHONY: need-root
+need-root:
+	@[ "$$(id -u)" = 0 ] || { echo "make $(or $(firstword $(MAKECMDGOALS)),test) works on the real kernel and containerd and needs root; without root run: make test-unit" >&2; exit 1; }
+
+.PHONY: test-vm
+test-vm: need-root deps-vm ## kernel tests in a VM: Linux 6.1, pure cgroup v2, BPF LSM
+	@test/vm/run.sh
+
+.PHONY: verify
+verify: deps-verify ## generate, format, tidy, lint and docs in a copy of the tree; fails on a difference and names the fix
+	@tools/verify.sh
+
+.PHONY: lint
+lint: ## static analysis by .golangci.yml
+	@tools/lint.sh
+
+.PHONY: docs
+docs: ## check links, make targets and the dependency table of the documents
+	@$(TOOL) ./docscheck -dir $(CURDIR)
+
+##@ Run
+
+# The demo's driver, and the static program that it runs inside environments.
+.PHONY: demo-programs
+demo-programs:
+	@mkdir -p $(RUNTIME)
+	@CGO_ENABLED=0 $(GO) build -trimpath -o $(RUNTIME)/ ./test/demo ./test/demo/probe
+
+# KEEP=1 on the command line reaches the demo as a variable of its environment.
+.PHONY: demo
+demo: need-root deps build image demo-programs ## run the main job end to end in namespaces of its own; KEEP=1 leaves it running
+	@$(RUNTIME)/demo run
+
+.PHONY: demo-stop
+demo-stop: need-root ## end a demo that KEEP=1 left running
+	@if [ -x $(RUNTIME)/demo ]; then $(RUNTIME)/demo stop; else echo 'demo: none was started from this tree'; fi
+
+BENCH_CLAIM ?= $(GO) test -run '^$$' -bench . -timeout 20m ./test/bench
+
+# Everything that is not a result goes to standard error.
+.PHONY: bench-claim
+bench-claim: need-root deps build image ## benchmark claims; prints only benchmark lines
+	@$(BENCH_CLAIM) | awk '/^Benchmark/ { print; fflush(); next } { print > "/dev/stderr" }'
+
+.PHONY: clean
+clean: ## remove what was built here (keeps Go's caches)
+	@rm -rf $(BIN) $(RUNTIME) .image .vm .verify .demo .test

@@ -1,0 +1,2 @@
+// Package kerneltest is for tests.
+package kerneltest

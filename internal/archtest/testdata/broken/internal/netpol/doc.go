@@ -1,0 +1,4 @@
+// Package netpol follows the rules.
+package netpol
+
+import _ "github.com/cilium/ebpf"

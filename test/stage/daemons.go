@@ -1,0 +1,171 @@
+package stage
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+const (
+	ClassName   = "demo"
+	ServicePort = 8000
+	nodePort    = "7401"
+	controlPort = "7400"
+)
+
+// classManifest is the demo's class: a web server that is started and probed
+// before anybody claims it, and answers with the claim's variable.
+const classManifest = `apiVersion: hearth.run/v1alpha1
+kind: EnvironmentClass
+metadata:
+  name: demo
+spec:
+  image: hearth.local/busybox:1
+  services:
+  - name: web
+    command:
+    - sh
+    - -c
+    - |
+      mkdir -p /srv/cgi-bin
+      printf '#!/bin/sh\necho Content-Type: text/plain; echo\n. /run/hearth/env\necho "$GREETING"\n' > /srv/cgi-bin/hello
+      chmod 755 /srv/cgi-bin/hello
+      echo ready > /srv/index.html
+      exec httpd -f -p 8000 -h /srv
+  readiness:
+    http: {port: 8000, path: /index.html}
+    timeout: 20s
+  resources: {cpu: "1", memory: 256Mi, pids: 256}
+  warm: {slots: %d}
+  egress: {mode: internet}
+  detection:
+    responses: {low: record, medium: alert, high: freeze, critical: freeze}
+  ports:
+  - {name: web, port: 8000, protocol: http}
+`
+
+func (s *Stage) agentConfig() string {
+	return fmt.Sprintf(`instance: %s
+node: demo-node
+stateDir: %s/state
+runDir: %s
+classesDir: %s/classes
+initPath: %s
+containerd:
+  binDir: %s
+network:
+  resolvers: ["%s"]
+  unsafeOpenSwitch: true
+ids: {count: 64}
+limits: {slots: 32}
+api:
+  listen: 127.0.0.1:%s
+  advertise: 127.0.0.1:%s
+controller:
+  address: 127.0.0.1:%s
+  joinTokenFile: %s/controller/join-token
+  caFile: %s/controller/ca.pem
+detection:
+  eventsFile: %s/events.jsonl
+`, s.instance, s.dir, s.runDir(), s.dir, s.Program("envinit"), s.runtimeDir, uplinkInternet,
+		nodePort, nodePort, controlPort, s.dir, s.dir, s.dir)
+}
+
+func (s *Stage) controllerConfig() string {
+	return fmt.Sprintf(`instance: %s
+stateDir: %s/controller
+api:
+  listen: 127.0.0.1:%s
+  names: [127.0.0.1]
+`, s.instance, s.dir, controlPort)
+}
+
+// StartDaemons writes the configuration, imports the image and starts the
+// controller and the agent, inside the stage's namespaces.
+func (s *Stage) StartDaemons() error {
+	for name, content := range map[string]string{
+		"nodeagent.yaml": s.agentConfig(), "controller.yaml": s.controllerConfig(),
+		"classes/demo.yaml": fmt.Sprintf(classManifest, s.WarmSlots),
+	} {
+		if err := os.MkdirAll(filepath.Dir(s.Path(name)), 0o700); err != nil {
+			return err
+		}
+		if err := os.WriteFile(s.Path(name), []byte(content), 0o600); err != nil {
+			return err
+		}
+	}
+	cmd := exec.Command(s.Program("controller"), "run", "--config", s.Path("controller.yaml"))
+	if err := s.startLogged("controller", cmd); err != nil {
+		return err
+	}
+	token := filepath.Join(s.dir, "controller", "admin.key")
+	if err := Eventually(20*time.Second, func() error {
+		_, err := os.Stat(filepath.Join(s.dir, "controller", "join-token"))
+		return err
+	}); err != nil {
+		return fmt.Errorf("controller: %w", err)
+	}
+	key, err := os.ReadFile(token)
+	if err != nil {
+		return err
+	}
+	out, err := exec.Command(s.Program("nodeagent"), "image", "import", s.image, "--config", s.Path("nodeagent.yaml")).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("image import: %w: %s", err, out)
+	}
+	if err := s.StartAgent(); err != nil {
+		return err
+	}
+	s.Node = s.nodeClient()
+	s.Hearthctl = Hearthctl{path: s.Program("hearthctl"), env: baseEnv(s, s.clientEnv(strings.TrimSpace(string(key)))...)}
+	// The controller gives claims to nodes that it has heard from.
+	return Eventually(20*time.Second, func() error {
+		_, err := s.Node.Pool()
+		return err
+	})
+}
+
+func (s *Stage) clientEnv(key string) []string {
+	return []string{
+		"HEARTH_SERVER=https://127.0.0.1:" + controlPort,
+		"HEARTH_TOKEN=" + key,
+		"HEARTH_CA=" + filepath.Join(s.dir, "controller", "ca.pem"),
+	}
+}
+
+func (s *Stage) StartAgent() error {
+	return s.startLogged("agent", exec.Command(s.Program("nodeagent"), "run", "--config", s.Path("nodeagent.yaml")))
+}
+
+// PrintKept says what to try in a demo that was left running.
+func (s *Stage) PrintKept() error {
+	key, err := os.ReadFile(filepath.Join(s.dir, "controller", "admin.key"))
+	if err != nil {
+		return err
+	}
+	pid, err := s.PID("node")
+	if err != nil {
+		return err
+	}
+	lines := append(s.clientEnv(strings.TrimSpace(string(key))),
+		"HEARTH_NODE_SOCKET="+s.socket(), fmt.Sprintf("HEARTH_NETNS_PID=%d", pid), "HEARTH_STATE="+s.Path("state"))
+	file := s.Path("env")
+	if err := os.WriteFile(file, []byte("export "+strings.Join(lines, "\nexport ")+"\n"), 0o600); err != nil {
+		return err
+	}
+	fmt.Printf(`demo: kept running; it lives in network and mount namespaces of its own. Try:
+
+  . %s
+  in_demo() { nsenter -t $HEARTH_NETNS_PID -n -m -- env -u HEARTH_NODE_SOCKET "$@"; }
+  in_demo %s run --class demo -e WHO=me -- sh -c 'echo $WHO; hostname; id'
+  in_demo %s claim --class demo
+  in_demo %s list
+  nsenter -t $HEARTH_NETNS_PID -n -m -- %s debug pools
+
+End it with: make demo-stop
+`, file, s.Program("hearthctl"), s.Program("hearthctl"), s.Program("hearthctl"), s.Program("nodeagent"))
+	return nil
+}

@@ -1,0 +1,3 @@
+module hearth/test/vm
+
+go 1.26.0
