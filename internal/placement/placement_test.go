@@ -1,0 +1,207 @@
+package placement
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"hearth/internal/env"
+)
+
+func someNode(name string, ready, used, slots int) Node {
+	return Node{Name: name, SlotsMax: slots, SlotsUsed: used, Pools: []Pool{{Class: "small", Ready: ready, Memory: 100}}}
+}
+
+func TestDecide(t *testing.T) {
+	silent := someNode("a", 5, 5, 10)
+	silent.Unplaceable = "silent for 40s"
+	noMemory := someNode("a", 0, 1, 10)
+	noMemory.MemoryMax, noMemory.MemoryUsed = 1000, 950
+	cases := map[string]struct {
+		nodes []Node
+		req   Request
+		node  string
+		warm  bool
+		err   error
+		says  string
+	}{
+		"a warm slot wins over a fuller node":  {nodes: []Node{someNode("a", 0, 9, 10), someNode("b", 1, 1, 10)}, node: "b", warm: true, says: "b: warm slot"},
+		"the fuller node wins among warm ones": {nodes: []Node{someNode("a", 1, 2, 10), someNode("b", 1, 8, 10)}, node: "b", warm: true},
+		"the lower name wins a tie":            {nodes: []Node{someNode("b", 1, 2, 10), someNode("a", 1, 2, 10)}, node: "a", warm: true},
+		"a restore packs, warm or not":         {nodes: []Node{someNode("a", 3, 3, 10), someNode("b", 0, 5, 10)}, req: Request{Cold: true}, node: "b"},
+		"a full node still has its warm slots": {nodes: []Node{someNode("a", 1, 10, 10)}, node: "a", warm: true},
+		"a full node takes no cold claim":      {nodes: []Node{someNode("a", 0, 10, 10)}, err: env.ErrExhausted, says: "1 no free slot"},
+		"memory counts for cold claims":        {nodes: []Node{noMemory}, err: env.ErrExhausted, says: "1 no free memory"},
+		"a silent node is left out":            {nodes: []Node{silent, someNode("b", 0, 0, 10)}, node: "b", says: "a: silent for 40s"},
+		"an excluded node is left out, with why": {nodes: []Node{someNode("a", 1, 1, 10)}, req: Request{Exclude: map[string]string{"a": "refused: full"}},
+			err: env.ErrExhausted, says: "1 excluded (a: refused: full)"},
+		"only the snapshot's node will do": {nodes: []Node{someNode("a", 0, 9, 10), someNode("b", 0, 0, 10)}, req: Request{Only: "b", Cold: true}, node: "b", says: "a: not where the snapshot is"},
+		"an unknown class is not found":    {nodes: []Node{someNode("a", 1, 1, 10)}, req: Request{Class: "huge"}, err: env.ErrNotFound, says: `class "huge": no node of 1 has it`},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			x := NewIndex()
+			for _, n := range tc.nodes {
+				x.Set(n)
+			}
+			if tc.req.Class == "" {
+				tc.req.Class = "small"
+			}
+			d, err := x.Decide(tc.req)
+			if !errors.Is(err, tc.err) {
+				t.Fatalf("error = %v, want %v", err, tc.err)
+			}
+			if d.Node != tc.node || d.Warm != tc.warm {
+				t.Errorf("decided %q warm=%v, want %q warm=%v", d.Node, d.Warm, tc.node, tc.warm)
+			}
+			if all := fmt.Sprint(d.Reasons, err); !strings.Contains(all, tc.says) {
+				t.Errorf("reasons = %s, want %q in them", all, tc.says)
+			}
+		})
+	}
+}
+
+func TestClaimsInFlightSpread(t *testing.T) {
+	x := NewIndex()
+	for _, n := range []string{"a", "b", "c"} {
+		x.Set(someNode(n, 2, 2, 10))
+	}
+	got := map[string]int{}
+	for range 6 {
+		d, err := x.Decide(Request{Class: "small"})
+		if err != nil || !d.Warm {
+			t.Fatal(d, err)
+		}
+		x.Begin(d)
+		got[d.Node]++
+	}
+	if diff := cmp.Diff(map[string]int{"a": 2, "b": 2, "c": 2}, got); diff != "" {
+		t.Error(diff)
+	}
+	if d, err := x.Decide(Request{Class: "small"}); err != nil || d.Warm {
+		t.Errorf("the seventh claim got %v, %v; every slot is spoken for", d, err)
+	}
+}
+
+func TestOutcomesCorrectTheIndexUntilTheNextReport(t *testing.T) {
+	x := NewIndex()
+	x.Set(someNode("a", 1, 10, 10))
+	d, err := x.Decide(Request{Class: "small"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.Begin(d)
+	x.End(d, Claimed)
+	if _, err := x.Decide(Request{Class: "small"}); !errors.Is(err, env.ErrExhausted) {
+		t.Errorf("the slot was given twice: %v", err)
+	}
+	x.Set(someNode("a", 1, 10, 10))
+	x.Begin(d)
+	x.End(d, Refused)
+	if _, err := x.Decide(Request{Class: "small"}); !errors.Is(err, env.ErrExhausted) {
+		t.Errorf("a node that refused was asked again: %v", err)
+	}
+	x.Set(someNode("a", 1, 10, 10))
+	x.Begin(d)
+	x.End(d, Unknown)
+	if d, err := x.Decide(Request{Class: "small"}); err != nil || !d.Warm {
+		t.Errorf("after an unknown outcome the report's word counts: %v, %v", d, err)
+	}
+}
+
+func TestANodeThatLosesItsClassIsForgottenForIt(t *testing.T) {
+	x := NewIndex()
+	x.Set(someNode("a", 1, 1, 10))
+	x.Set(Node{Name: "a", SlotsMax: 10, Pools: []Pool{{Class: "other"}}})
+	if _, err := x.Decide(Request{Class: "small"}); !errors.Is(err, env.ErrNotFound) {
+		t.Error(err)
+	}
+	x.Remove("a")
+	if x.Len() != 0 || len(x.classes) != 0 {
+		t.Errorf("left: %v", x.classes)
+	}
+}
+
+func randomNodes(r *rand.Rand, n int) []Node {
+	nodes := make([]Node, n)
+	for i := range nodes {
+		slots := 1 + r.IntN(40)
+		nodes[i] = someNode(fmt.Sprintf("node-%05d", i), r.IntN(3), r.IntN(slots+1), slots)
+		nodes[i].MemoryMax, nodes[i].MemoryUsed = 4000, int64(r.IntN(4001))
+		if r.IntN(10) == 0 {
+			nodes[i].Unplaceable = "silent"
+		}
+	}
+	return nodes
+}
+
+func TestDecisionsDoNotDependOnOrderAndNeverBreakAFilter(t *testing.T) {
+	for seed := range uint64(300) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		nodes := randomNodes(r, 1+r.IntN(60))
+		req := Request{Class: "small", Cold: r.IntN(4) == 0, Exclude: map[string]string{nodes[r.IntN(len(nodes))].Name: "tried"}}
+		x, y := NewIndex(), NewIndex()
+		byName := map[string]Node{}
+		for _, n := range nodes {
+			x.Set(n)
+			byName[n.Name] = n
+		}
+		r.Shuffle(len(nodes), func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] })
+		for _, n := range nodes {
+			y.Set(n)
+		}
+		a, errA := x.Decide(req)
+		b, errB := y.Decide(req)
+		if diff := cmp.Diff(a, b); diff != "" || fmt.Sprint(errA) != fmt.Sprint(errB) {
+			t.Fatalf("seed %d: order matters: %s\n%v\n%v", seed, diff, errA, errB)
+		}
+		fits := func(n Node) bool {
+			warm := !req.Cold && n.Pools[0].Ready > 0
+			room := n.SlotsUsed < n.SlotsMax && n.MemoryUsed+100 <= n.MemoryMax
+			return n.Unplaceable == "" && req.Exclude[n.Name] == "" && (warm || room)
+		}
+		any := false
+		for _, n := range nodes {
+			any = any || fits(n)
+		}
+		if any != (errA == nil) {
+			t.Fatalf("seed %d: a node fits: %v, error: %v", seed, any, errA)
+		}
+		if errA == nil && !fits(byName[a.Node]) {
+			t.Fatalf("seed %d: %s does not fit", seed, a.Node)
+		}
+	}
+}
+
+func BenchmarkDecide10000Nodes(b *testing.B) {
+	x := NewIndex()
+	for _, n := range randomNodes(rand.New(rand.NewPCG(1, 1)), 10_000) {
+		x.Set(n)
+	}
+	req := Request{Class: "small"}
+	b.ReportAllocs()
+	before := cpu()
+	for b.Loop() {
+		d, err := x.Decide(req)
+		if err != nil {
+			b.Fatal(err)
+		}
+		x.Begin(d)
+		x.End(d, Unknown)
+	}
+	b.ReportMetric(float64(cpu()-before)/float64(b.N), "cpu-ns/op")
+}
+
+// cpu is the processor time that this process has used: on a shared machine it
+// says more than the clock.
+func cpu() time.Duration {
+	var u syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
