@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -74,10 +75,13 @@ func (a runtimeAdapter) List(ctx context.Context) (map[env.SlotID]int, error) {
 
 type cgroupsAdapter struct{ tree *cgroups.Tree }
 
-func (a cgroupsAdapter) Create(slot env.SlotID) (warm.Cgroup, error) {
+func (a cgroupsAdapter) Create(slot env.SlotID, limits env.Resources) (warm.Cgroup, error) {
 	g, err := a.tree.Create(slot)
 	if err != nil {
 		return nil, err // not g: a nil *Group is no nil Cgroup
+	}
+	if err := g.SetLimits(limits); err != nil {
+		return nil, errors.Join(err, g.Remove(context.Background()))
 	}
 	return g, nil
 }
@@ -195,6 +199,10 @@ func (a snapshotsAdapter) Restore(ctx context.Context, id env.SnapshotID, files 
 func (a snapshotsAdapter) Fork(ctx context.Context, id env.SnapshotID, child env.ID) error {
 	_, err := a.store.Fork(ctx, snapshot.ID(id), snapshot.Lineage(child))
 	return err
+}
+
+func (a snapshotsAdapter) Delete(lineage env.ID) error {
+	return a.store.Delete(snapshot.Lineage(lineage))
 }
 
 func (a snapshotsAdapter) Get(id env.SnapshotID) (env.Snapshot, error) {

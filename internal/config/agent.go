@@ -135,9 +135,9 @@ type AgentAPI struct {
 type ControllerLink struct {
 	Address string `json:"address"` // host:port
 	// JoinTokenFile holds the join token. It is read at the first join only:
-	// later the agent renews with its own certificate.
+	// later the agent renews with its own certificate. The token names the
+	// controller's authority, so that no other file is needed.
 	JoinTokenFile string `json:"joinTokenFile"`
-	CAFile        string `json:"caFile"` // PEM of the controller's authority
 }
 
 // AgentDetection configures detection on the node.

@@ -78,7 +78,7 @@ network:
   refused: [203.0.113.0/24]
 limits: {slots: 10, memory: 2Gi}
 api: {listen: "127.0.0.1:17401"}
-controller: {address: "ctl:7400", joinTokenFile: /etc/hearth/token, caFile: /etc/hearth/ca.pem}
+controller: {address: "ctl:7400", joinTokenFile: /etc/hearth/token}
 `), testHost())
 	if err != nil {
 		t.Fatal(err)
@@ -151,7 +151,7 @@ func TestBadAgentFilesNameLineKeyAndMend(t *testing.T) {
 		"more slots than ids":   {"limits: {slots: 10}\nids: {count: 5}\n", []string{"raise it"}},
 		"listen without port":   {"api: {listen: localhost}\n", []string{"api.listen"}},
 		"advertise no host":     {"api: {advertise: \":7401\"}\n", []string{"api.advertise", "not host:port"}},
-		"half a controller":     {"controller: {address: \"c:7400\"}\n", []string{"controller.joinTokenFile: is missing", "controller.caFile: is missing"}},
+		"half a controller":     {"controller: {address: \"c:7400\"}\n", []string{"controller.joinTokenFile: is missing"}},
 		"log level":             {"log: {level: loud}\n", []string{"want debug, info, warn or error"}},
 		"long socket":           {"runDir: /" + strings.Repeat("x", 110) + "\n", []string{"shorter runDir"}},
 		"bad resolver":          {"network: {resolvers: [dns.example]}\n", []string{"network.resolvers[0]"}},

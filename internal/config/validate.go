@@ -52,7 +52,6 @@ func (a Agent) validate() []fault {
 	if c := a.Controller; c != nil {
 		l.hostPort("controller.address", c.Address)
 		l.absPath("controller.joinTokenFile", c.JoinTokenFile)
-		l.absPath("controller.caFile", c.CAFile)
 	}
 	if a.Detection.RulesDir != "" {
 		l.absPath("detection.rulesDir", a.Detection.RulesDir)

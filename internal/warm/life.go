@@ -149,14 +149,18 @@ func (n *Node) Fork(ctx context.Context, id env.ID, children []Claim) (env.Snaps
 }
 
 // Release removes an environment and every trace of it, taking a snapshot
-// first if asked or if its class says so; without that snapshot it is kept.
-func (n *Node) Release(ctx context.Context, id env.ID, snapshot bool) (env.Snapshot, error) {
+// first if asked or if its class says so; without that snapshot it is kept. A
+// generation other than 0 must be the environment's.
+func (n *Node) Release(ctx context.Context, id env.ID, gen env.Generation, snapshot bool) (env.Snapshot, error) {
 	start := time.Now()
 	s, done, err := n.hold(id)
 	if err != nil {
 		return env.Snapshot{}, err
 	}
 	defer done()
+	if own := n.stateOf(s).Env.Generation; gen != 0 && gen != own {
+		return env.Snapshot{}, fmt.Errorf("%w: environment %s has generation %d here, not %d", env.ErrFenced, id, own, gen)
+	}
 	var snap env.Snapshot
 	if snapshot || s.class.Snapshot.OnRelease {
 		if snap, err = n.snapshot(ctx, s); err != nil {

@@ -40,6 +40,7 @@ type Node struct {
 	metrics *Metrics
 	wake    chan struct{} // capacity 1: something changed for the pools
 	work    sync.WaitGroup
+	sweptAt time.Time // Run's own
 
 	journalMu sync.Mutex // guards the order of a slot's change and its record against compaction
 	journal   *durable.Log
@@ -116,7 +117,8 @@ func Open(ctx context.Context, cfg Config, dir *durable.Dir, classes []*env.Clas
 		return nil, err
 	}
 	n := &Node{
-		cfg: cfg, parts: parts, log: log, state: dir, tokens: tokens{key},
+		sweptAt: time.Now(),
+		cfg:     cfg, parts: parts, log: log, state: dir, tokens: tokens{key},
 		metrics: newMetrics(), wake: make(chan struct{}, 1),
 		classes: map[string]*env.Class{}, pools: map[string]*pool{},
 		slots: map[env.SlotID]*slot{}, envs: map[env.ID]*slot{}, keys: map[string]*keyed{},

@@ -114,7 +114,7 @@ func TestClaimTakesAReadySlotAndRefillReplacesIt(t *testing.T) {
 	if got := n.Pools()[0]; got.Ready != 2 || got.Claimed != 1 {
 		t.Errorf("pool after = %+v", got)
 	}
-	if _, err := n.Release(t.Context(), e.ID, false); err != nil {
+	if _, err := n.Release(t.Context(), e.ID, 0, false); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := n.Get(e.ID); !errors.Is(err, env.ErrNotFound) {
@@ -242,7 +242,7 @@ func TestNoFaultLeaksOrLosesASlot(t *testing.T) {
 				}
 			}
 			for _, id := range ids {
-				_, _ = n.Release(t.Context(), id, false) // an injected failure here is tried again below
+				_, _ = n.Release(t.Context(), id, 0, false) // an injected failure here is tried again below
 			}
 			n.work.Wait()
 			n.mu.Lock()

@@ -53,7 +53,8 @@ type Container struct {
 
 // cgroups makes the parent cgroup of each slot.
 type cgroups interface {
-	Create(slot env.SlotID) (Cgroup, error)
+	// Create makes the cgroup with its limits in force.
+	Create(slot env.SlotID, limits env.Resources) (Cgroup, error)
 	// Adopt opens a slot's cgroup after a restart of the agent.
 	Adopt(slot env.SlotID) (Cgroup, error)
 	List() ([]env.SlotID, error)
@@ -172,6 +173,8 @@ type snapshots interface {
 	Restore(ctx context.Context, id env.SnapshotID, files Files) error
 	// Fork starts child's lineage from the snapshot.
 	Fork(ctx context.Context, id env.SnapshotID, child env.ID) error
+	// Delete removes a lineage from which nothing borrows.
+	Delete(lineage env.ID) error
 	Get(id env.SnapshotID) (env.Snapshot, error)
 	List(lineage env.ID) ([]env.Snapshot, error) // empty lineage: all
 }

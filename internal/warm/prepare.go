@@ -130,7 +130,7 @@ func (n *Node) isolate(ctx context.Context, s *slot, files Files) error {
 			n.log.Warn("release namespace holder", "slot", id, "error", err)
 		}
 	}()
-	if s.cgroup, err = n.parts.Cgroups.Create(id); err != nil {
+	if s.cgroup, err = n.parts.Cgroups.Create(id, s.class.Resources); err != nil {
 		return err
 	}
 	if err := n.parts.Detector.Bind(id, island.NetID, s.cgroup.ID(), s.class); err != nil {

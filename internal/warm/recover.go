@@ -43,7 +43,11 @@ func (n *Node) recover(ctx context.Context, past *replay) error {
 			return err
 		}
 	}
-	if err := n.sweep(ctx, past, found); err != nil {
+	stale := make([]env.SlotID, 0, len(past.stale))
+	for id := range past.stale {
+		stale = append(stale, id)
+	}
+	if err := n.sweep(ctx, stale); err != nil {
 		n.log.Error("sweep orphans", "error", err)
 	}
 	n.mu.Lock()
@@ -162,17 +166,21 @@ func (n *Node) classOf(st slotState) *env.Class {
 	return &env.Class{Name: st.Class, Revision: st.Revision, Egress: env.EgressPolicy{Mode: env.EgressNone}}
 }
 
-// sweep removes what carries this instance's name and belongs to no slot.
-func (n *Node) sweep(ctx context.Context, past *replay, found map[env.SlotID]int) error {
+// sweep removes what carries this instance's name and belongs to no slot. A
+// slot is known before anything is made for it, so what is listed first and
+// not known then is nobody's.
+func (n *Node) sweep(ctx context.Context, suspects []env.SlotID) error {
 	orphans := map[env.SlotID]bool{}
-	for id := range past.stale {
+	for _, id := range suspects {
 		orphans[id] = true
 	}
-	for id := range found {
+	containers, err := n.parts.Runtime.List(ctx)
+	errs := []error{err}
+	for id := range containers {
 		orphans[id] = true
 	}
 	cgroups, err := n.parts.Cgroups.List()
-	errs := []error{err}
+	errs = append(errs, err)
 	for _, id := range cgroups {
 		orphans[id] = true
 	}

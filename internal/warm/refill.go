@@ -12,6 +12,9 @@ import (
 // (an age reached, a journal grown) is seen then.
 const idleCheck = 10 * time.Second
 
+// sweepEvery is how often orphans are looked for.
+const sweepEvery = 5 * time.Minute
+
 // step does the one most useful thing for the pools. It returns 0 if there may
 // be more to do at once, else how long to wait unless something changes.
 func (n *Node) step(ctx context.Context) (time.Duration, error) {
@@ -26,6 +29,12 @@ func (n *Node) step(ctx context.Context) (time.Duration, error) {
 	now := time.Now()
 	if s := n.nextDoomed(now); s != nil {
 		return 0, n.destroy(context.WithoutCancel(ctx), s)
+	}
+	if now.Sub(n.sweptAt) > sweepEvery {
+		n.sweptAt = now
+		if err := n.sweep(ctx, nil); err != nil {
+			return idleCheck, fmt.Errorf("sweep orphans: %w", err)
+		}
 	}
 	act := n.decide(now)
 	switch {

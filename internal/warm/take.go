@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"hearth/internal/env"
@@ -93,6 +94,12 @@ func (n *Node) claim(ctx context.Context, c *Claim, digest string, watch *stopwa
 	if c.Generation == 0 {
 		c.Generation = 1
 	}
+	if c.Egress != nil {
+		if err := n.parts.Islands.Warm(env.EgressPolicy{Mode: env.EgressNone}, c.Egress); err != nil {
+			return Answer{}, fmt.Errorf("egress policy of the claim: %w", err)
+		}
+		watch.lap("policy")
+	}
 	s, warm, err := n.obtain(ctx, c)
 	if err != nil {
 		return Answer{}, err
@@ -102,6 +109,7 @@ func (n *Node) claim(ctx context.Context, c *Claim, digest string, watch *stopwa
 	if err := n.personalise(ctx, s, c, digest, warm, watch); err != nil {
 		n.dropEnvironment(c.ID)
 		n.background(s, "its claim failed")
+		n.unfork(c)
 		return Answer{}, fmt.Errorf("claim environment %s: %w", c.ID, err)
 	}
 	n.metrics.claim(c.Class, warm, watch)
@@ -184,6 +192,9 @@ func (n *Node) makeCold(ctx context.Context, class *env.Class, c *Claim) (*slot,
 		fill = n.restore(c.Snapshot, c.ID)
 	}
 	s, err := n.prepare(ctx, class, fill)
+	if err != nil {
+		n.unfork(c)
+	}
 	n.mu.Lock()
 	n.claiming++
 	n.reserved--
@@ -214,6 +225,16 @@ func (n *Node) restore(id env.SnapshotID, child env.ID) fill {
 			return nil // it goes on in its own lineage
 		}
 		return n.parts.Snapshots.Fork(ctx, id, child)
+	}
+}
+
+// unfork forgets the lineage that a failed claim of a snapshot began.
+func (n *Node) unfork(c *Claim) {
+	if c.Snapshot == "" || strings.HasPrefix(string(c.Snapshot), string(c.ID)+"/") {
+		return
+	}
+	if err := n.parts.Snapshots.Delete(c.ID); err != nil && !errors.Is(err, env.ErrNotFound) {
+		n.log.Warn("forget lineage of failed claim", "environment", c.ID, "error", err)
 	}
 }
 
@@ -249,6 +270,9 @@ func (n *Node) personalise(ctx context.Context, s *slot, c *Claim, digest string
 		return err
 	}
 	watch.lap("thaw")
+	if !s.init.Alive() { // an end from here on is InitEnded's
+		return errors.New("the slot's init ended during the claim")
+	}
 	return n.change(s, func(st *slotState) {
 		st.Env.Phase = env.PhaseRunning
 		st.Env.Took = watch.total()

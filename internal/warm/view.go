@@ -17,6 +17,7 @@ type PoolView struct {
 	Preparing int
 	Claimed   int
 	Message   string
+	Memory    int64 // limit of one environment, in bytes
 }
 
 // Room is what the node may still give away.
@@ -92,6 +93,7 @@ func (n *Node) Pools() []PoolView {
 		out = append(out, PoolView{
 			Class: name, Revision: class.Revision, Want: class.Warm.Slots,
 			Ready: len(p.ready), Preparing: p.making, Claimed: claimed[name], Message: p.message,
+			Memory: class.Resources.MemoryBytes,
 		})
 	}
 	slices.SortFunc(out, func(a, b PoolView) int { return strings.Compare(a.Class, b.Class) })

@@ -24,7 +24,7 @@ type world struct {
 	identities map[int]map[string]string
 	bound      map[env.SlotID]env.ID
 	snaps      map[env.SnapshotID]env.Snapshot
-	restored   map[env.SlotID]env.SnapshotID
+	lineages   map[env.ID]bool // begun by a fork
 	nextPID    int
 }
 
@@ -32,7 +32,7 @@ func newWorld() *world {
 	return &world{
 		containers: map[env.SlotID]int{}, cgroups: map[env.SlotID]*fakeCgroup{}, islands: map[env.SlotID]string{},
 		alive: map[int]bool{}, identities: map[int]map[string]string{}, bound: map[env.SlotID]env.ID{},
-		snaps: map[env.SnapshotID]env.Snapshot{}, restored: map[env.SlotID]env.SnapshotID{}, nextPID: 1000,
+		snaps: map[env.SnapshotID]env.Snapshot{}, lineages: map[env.ID]bool{}, nextPID: 1000,
 	}
 }
 
@@ -142,7 +142,7 @@ type fakeCgroup struct {
 	frozen bool
 }
 
-func (w fakeCgroups) Create(slot env.SlotID) (Cgroup, error) {
+func (w fakeCgroups) Create(slot env.SlotID, _ env.Resources) (Cgroup, error) {
 	if err := w.call("cgroup"); err != nil {
 		return nil, err
 	}
@@ -380,7 +380,22 @@ func (w fakeSnapshots) Restore(context.Context, env.SnapshotID, Files) error {
 	return w.call("restore")
 }
 
-func (w fakeSnapshots) Fork(context.Context, env.SnapshotID, env.ID) error { return w.call("fork") }
+func (w fakeSnapshots) Fork(_ context.Context, _ env.SnapshotID, child env.ID) error {
+	if err := w.call("fork"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.lineages[child] = true
+	return nil
+}
+
+func (w fakeSnapshots) Delete(lineage env.ID) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.lineages, lineage)
+	return nil
+}
 
 func (w fakeSnapshots) Get(id env.SnapshotID) (env.Snapshot, error) {
 	w.mu.Lock()

@@ -123,6 +123,7 @@ func poolOf(p warm.PoolView) *hearthv1.Pool {
 	return &hearthv1.Pool{
 		Class: p.Class, Revision: p.Revision, Want: uint32(p.Want), Ready: uint32(p.Ready),
 		Preparing: uint32(p.Preparing), Claimed: uint32(p.Claimed), Message: p.Message,
+		MemoryBytes: uint64(p.Memory),
 	}
 }
 

@@ -191,7 +191,7 @@ func (s *Service) Fork(ctx context.Context, req *hearthv1.NodeForkRequest) (*hea
 // Release implements NodeService.
 func (s *Service) Release(ctx context.Context, req *hearthv1.NodeReleaseRequest) (*hearthv1.NodeReleaseResponse, error) {
 	return once(ctx, s.memo, req.GetIdempotencyKey(), req, func() (*hearthv1.NodeReleaseResponse, error) {
-		snap, err := s.node.Release(ctx, env.ID(req.GetEnvironment()), req.GetSnapshot())
+		snap, err := s.node.Release(ctx, env.ID(req.GetEnvironment()), env.Generation(req.GetGeneration()), req.GetSnapshot())
 		if err != nil {
 			return nil, err
 		}
