@@ -44,6 +44,17 @@ func (r *idRanges) put(ids env.IDRange) {
 	}
 }
 
+// inUse is how many blocks are taken.
+func (r *idRanges) inUse() int {
+	n := 0
+	for _, used := range r.used {
+		if used {
+			n++
+		}
+	}
+	return n
+}
+
 func (r *idRanges) index(ids env.IDRange) (int, bool) {
 	if ids.Base < r.base || (ids.Base-r.base)%env.IDRangeSize != 0 {
 		return 0, false

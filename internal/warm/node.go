@@ -52,9 +52,10 @@ type Node struct {
 	envs     map[env.ID]*slot
 	keys     map[string]*keyed
 	ids      *idRanges
-	reserved int     // slots being made for cold claims or pools
-	claiming int     // claims in flight; refill waits for them
-	doomed   []*slot // whose removal failed and is tried again
+	reserved int       // slots being made for cold claims or pools
+	claiming int       // claims in flight; refill waits for them
+	restTill time.Time // refill waits until then: an answer is on its way
+	doomed   []*slot   // whose removal failed and is tried again
 	doomedAt time.Time
 	closed   bool // no new work
 }

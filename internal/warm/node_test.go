@@ -67,9 +67,10 @@ func fillPools(t *testing.T, n *Node) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if wait > 0 {
+		if wait > rest {
 			return
 		}
+		time.Sleep(wait) // none, or what is left of the rest after a claim
 	}
 	t.Fatal("the pools never came to rest")
 }
@@ -309,6 +310,32 @@ func TestDeathAtAnyJournalWriteLeavesNoHalfClaim(t *testing.T) {
 				t.Errorf("%d cgroups for one environment and one ready slot", got)
 			}
 		})
+	}
+}
+
+func TestRefillRestsAfterAClaimButNotForThoseThatFollowClosely(t *testing.T) {
+	requireChown(t)
+	b := newBench(t)
+	n := b.open(demoClass(2))
+	fillPools(t, n)
+	claim := func() {
+		if _, err := n.Claim(t.Context(), Claim{Class: "demo", WarmOnly: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	claim()
+	till := n.restTill
+	if act := n.decide(till.Add(-1)); act.prepare != nil || !act.until.Equal(till) {
+		t.Errorf("while resting: %+v, want to wait until %s", act, till)
+	}
+	if act := n.decide(till); act.prepare == nil {
+		t.Errorf("after the rest: %+v, want a slot prepared", act)
+	}
+	n.restTill = time.Now().Add(time.Hour)
+	till = n.restTill
+	claim()
+	if !n.restTill.Equal(till) {
+		t.Errorf("a claim while resting moved the end of the rest by %s", n.restTill.Sub(till))
 	}
 }
 

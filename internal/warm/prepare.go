@@ -162,15 +162,38 @@ func (n *Node) boot(ctx context.Context, s *slot) error {
 	if err := n.configure(ctx, s); err != nil {
 		return err
 	}
-	if err := s.guest.AwaitReady(ctx); err != nil {
+	if err := n.awaitReady(ctx, s); err != nil {
 		return err
 	}
 	return n.parts.Islands.Warm(s.class.Egress, nil)
 }
 
+// Bounds of what init may take, so that one that lies or hangs does not keep
+// the pools waiting for the whole of PrepareTimeout.
+const (
+	configureTimeout = 15 * time.Second
+	readyTimeout     = 30 * time.Second // where the class's probe says nothing
+	readySlack       = 10 * time.Second // beyond the probe's own time
+)
+
+// awaitReady waits for the class's probe, which init itself should end in time.
+func (n *Node) awaitReady(ctx context.Context, s *slot) error {
+	limit := s.class.Readiness.Timeout
+	if limit <= 0 {
+		limit = readyTimeout
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, limit+readySlack, fmt.Errorf(
+		"%w: init did not say within %s whether the slot is ready: it hangs or lies; compare the binary at initPath with the release's", env.ErrUnavailable, limit+readySlack))
+	defer cancel()
+	return s.guest.AwaitReady(ctx)
+}
+
 // configure waits until init listens, which it does as the first thing after
 // its start, and hands the class over.
 func (n *Node) configure(ctx context.Context, s *slot) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, configureTimeout, fmt.Errorf(
+		"%w: init did not take its class within %s: it hangs or lies; compare the binary at initPath with the release's", env.ErrUnavailable, configureTimeout))
+	defer cancel()
 	const first, most = time.Millisecond, 20 * time.Millisecond
 	for delay := first; ; delay = min(2*delay, most) {
 		err := s.guest.Configure(ctx, s.class)
@@ -183,7 +206,7 @@ func (n *Node) configure(ctx context.Context, s *slot) error {
 		select {
 		case <-time.After(delay):
 		case <-ctx.Done():
-			return errors.Join(ctx.Err(), err)
+			return errors.Join(context.Cause(ctx), err)
 		}
 	}
 }

@@ -62,6 +62,11 @@ func (n *Node) nextDoomed(now time.Time) *slot {
 	return s
 }
 
+// rest is how long after a claim nothing is prepared: its answer is still to be
+// encoded and sent, and what it asked for to run. The runtime's forks would take
+// milliseconds of that.
+const rest = 5 * time.Millisecond
+
 // decide takes the view of the pools and asks next. While a claim is in
 // flight, nothing is prepared: a fork of the runtime beside a thaw costs the
 // claim up to 10 ms. The end of the claim wakes Run.
@@ -79,10 +84,15 @@ func (n *Node) decide(now time.Time) action {
 		views = append(views, v)
 	}
 	room := n.roomLocked()
-	if n.claiming > 0 || n.closed {
+	resting := n.restTill.After(now)
+	if n.claiming > 0 || n.closed || resting {
 		room = 0
 	}
-	return next(views, room, now)
+	act := next(views, room, now)
+	if resting && act.retire == "" && (act.until.IsZero() || act.until.After(n.restTill)) {
+		act.until = n.restTill
+	}
+	return act
 }
 
 // dropDead takes ready slots whose init has ended out of their pools and has
@@ -95,11 +105,17 @@ func (n *Node) dropDead() {
 				alive = append(alive, s)
 				continue
 			}
-			n.metrics.dead.WithLabelValues(s.class.Name).Inc()
-			n.background(s, "its init ended in the pool")
+			n.buryLocked(s)
 		}
 		p.ready = alive
 	}
+}
+
+// buryLocked counts a slot that died in its pool and has it removed. The caller
+// holds mu and has taken it out.
+func (n *Node) buryLocked(s *slot) {
+	n.metrics.dead.WithLabelValues(s.class.Name).Inc()
+	n.background(s, "its init ended in the pool")
 }
 
 // expireKeys forgets old idempotency keys. The caller holds mu.

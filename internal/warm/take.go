@@ -154,24 +154,25 @@ func (n *Node) obtain(ctx context.Context, c *Claim) (s *slot, warm bool, err er
 }
 
 // popReady takes the oldest live slot of the class's current revision, or of
-// an older one if there is no other. The caller holds mu.
+// an older one if there is no other. Dead ones on the way are removed. The
+// caller holds mu.
 func (n *Node) popReady(class *env.Class) *slot {
 	p := n.pools[class.Name]
-	n.dropDead()
-	var old *slot
-	for _, s := range p.ready {
-		if s.state.Revision == class.Revision {
-			n.takeLocked(s)
+	for len(p.ready) > 0 {
+		s := p.ready[0]
+		for _, r := range p.ready {
+			if r.state.Revision == class.Revision {
+				s = r
+				break
+			}
+		}
+		n.takeLocked(s)
+		if s.init.Alive() {
 			return s
 		}
-		if old == nil {
-			old = s
-		}
+		n.buryLocked(s)
 	}
-	if old != nil {
-		n.takeLocked(old)
-	}
-	return old
+	return nil
 }
 
 // makeCold prepares a slot for one claim. The caller holds mu, which is
@@ -296,15 +297,21 @@ func (n *Node) afterClaim(s *slot, st slotState) {
 		defer n.work.Done()
 		ctx, cancel := context.WithTimeout(context.Background(), n.cfg.UndoTimeout)
 		defer cancel()
+		n.log.Info("environment claimed", "environment", st.Env.ID, "slot", s.id, "class", st.Class, "warm", st.Env.Warm, "took", st.Env.Took)
 		if err := s.guest.Claimed(ctx); err != nil {
 			n.log.Error("start services after claim", "environment", st.Env.ID, "error", err)
 		}
 	}()
 }
 
+// claimEnded lets the pools be refilled again after a rest. Claims that follow
+// each other closely do not prolong it: a busy node must refill most of all.
 func (n *Node) claimEnded() {
 	n.mu.Lock()
 	n.claiming--
+	if now := time.Now(); !n.restTill.After(now) {
+		n.restTill = now.Add(rest)
+	}
 	n.mu.Unlock()
 	n.poke()
 }

@@ -24,6 +24,7 @@ type PoolView struct {
 type Room struct {
 	SlotsMax, SlotsUsed       int
 	MemoryMax, MemoryReserved int64
+	IDRangesMax, IDRangesUsed int
 }
 
 // view is the public form of a claimed slot's state.
@@ -107,6 +108,7 @@ func (n *Node) Room() Room {
 	return Room{
 		SlotsMax: n.cfg.MaxSlots, SlotsUsed: len(n.slots),
 		MemoryMax: n.cfg.Memory, MemoryReserved: n.memoryLocked(),
+		IDRangesMax: len(n.ids.used), IDRangesUsed: n.ids.inUse(),
 	}
 }
 

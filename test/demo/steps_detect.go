@@ -32,7 +32,12 @@ func (p *play) minerDetected() (string, error) {
 	if err := p.install(p.miner, renamed); err != nil {
 		return "", err
 	}
-	pool := fmt.Sprintf("%s:%d", stage.PoolAddress, 20000+rand.IntN(40000))
+	// Anywhere in 45.0.0.0/8, all of it public, and on any port.
+	host := fmt.Sprintf("45.%d.%d.%d", rand.IntN(256), rand.IntN(256), 1+rand.IntN(254))
+	if err := p.AddInternetAddress(host); err != nil {
+		return "", err
+	}
+	pool := fmt.Sprintf("%s:%d", host, 20000+rand.IntN(40000))
 	if err := p.StartServer("pool-server", "internet", pool); err != nil {
 		return "", err
 	}

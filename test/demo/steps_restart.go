@@ -30,6 +30,10 @@ func (p *play) agentRestart() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	sent, err := p.Node.Drops(p.a.ID(), "metadata")
+	if err != nil {
+		return "", err
+	}
 	old, err := p.PID("agent")
 	if err != nil {
 		return "", err
@@ -42,7 +46,7 @@ func (p *play) agentRestart() (string, error) {
 	if err := p.StartAgent(); err != nil {
 		return "", err
 	}
-	if err := stage.Eventually(20*time.Second, func() error { _, err := p.Node.Pool(); return err }); err != nil {
+	if err := stage.Eventually(60*time.Second, func() error { _, err := p.Node.Pool(); return err }); err != nil {
 		return "", err
 	}
 	down := time.Since(start)
@@ -60,6 +64,14 @@ func (p *play) agentRestart() (string, error) {
 	if n := strings.Count(through, "\n"); n != 0 {
 		return "", fmt.Errorf("%d forbidden probes were answered: %.200q", n, through)
 	}
+	// The kernel has counted on meanwhile: the probes really were sent.
+	probes, err := p.Node.Drops(p.a.ID(), "metadata")
+	if err != nil {
+		return "", err
+	}
+	if probes -= sent; probes < 50 {
+		return "", fmt.Errorf("only %d forbidden probes were sent", probes)
+	}
 	var c stage.Claimed
 	if err := stage.Eventually(10*time.Second, func() (err error) { c, err = p.Hearthctl.Claim(); return err }); err != nil {
 		return "", fmt.Errorf("claim after the restart: %w", err)
@@ -67,7 +79,7 @@ func (p *play) agentRestart() (string, error) {
 	if err := p.release(c); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("start_ms=%s pid1=same counted=%d forbidden_through=0 claim=ok", ms(down), after-before), nil
+	return fmt.Sprintf("start_ms=%s pid1=same counted=%d forbidden_probes=%d through=0 claim=ok", ms(down), after-before, probes), nil
 }
 
 // counter waits until the held command has counted to at least n.

@@ -67,11 +67,10 @@ api:
 controller:
   address: 127.0.0.1:%s
   joinTokenFile: %s/controller/join-token
-  caFile: %s/controller/ca.pem
 detection:
   eventsFile: %s/events.jsonl
 `, s.instance, s.dir, s.runDir(), s.dir, s.Program("envinit"), s.runtimeDir, uplinkInternet,
-		nodePort, nodePort, controlPort, s.dir, s.dir, s.dir)
+		nodePort, nodePort, controlPort, s.dir, s.dir)
 }
 
 func (s *Stage) controllerConfig() string {
@@ -102,7 +101,7 @@ func (s *Stage) StartDaemons() error {
 		return err
 	}
 	token := filepath.Join(s.dir, "controller", "admin.key")
-	if err := Eventually(20*time.Second, func() error {
+	if err := Eventually(60*time.Second, func() error {
 		_, err := os.Stat(filepath.Join(s.dir, "controller", "join-token"))
 		return err
 	}); err != nil {
@@ -122,7 +121,7 @@ func (s *Stage) StartDaemons() error {
 	s.Node = s.nodeClient()
 	s.Hearthctl = Hearthctl{path: s.Program("hearthctl"), env: baseEnv(s, s.clientEnv(strings.TrimSpace(string(key)))...)}
 	// The controller gives claims to nodes that it has heard from.
-	return Eventually(20*time.Second, func() error {
+	return Eventually(60*time.Second, func() error {
 		_, err := s.Node.Pool()
 		return err
 	})

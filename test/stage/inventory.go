@@ -2,6 +2,7 @@ package stage
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io/fs"
@@ -10,6 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	hearthv1 "hearth/api/hearth/v1"
 )
 
 // Inventory is everything of the demo's instance that exists, by category.
@@ -32,6 +35,7 @@ func (s *Stage) TakeInventory() Inventory {
 		"tasks":      s.containerd("tasks", "list", "-q"),
 		"snapshots":  s.containerdSnapshots(),
 		"leases":     s.containerd("leases", "list", "-q"),
+		"id ranges":  s.idRanges(),
 	}
 	for k := range inv {
 		slices.Sort(inv[k])
@@ -141,6 +145,17 @@ func (s *Stage) inCgroup(proc string) bool {
 	return err == nil && strings.Contains(string(b), "/"+s.instance+"/")
 }
 
+// idRanges has an entry for each block of user ids that the agent has given out.
+func (s *Stage) idRanges() []string {
+	resp, err := s.Node.Inventory(context.Background(), &hearthv1.InventoryRequest{})
+	must(err)
+	out := make([]string, resp.GetRoom().GetIdRangesUsed())
+	for i := range out {
+		out[i] = fmt.Sprintf("range %d", i)
+	}
+	return out
+}
+
 // stateFiles lists the agent's files that a slot may own.
 func (s *Stage) stateFiles() []string {
 	return append(tree(filepath.Join(s.dir, "state", "slots")), tree(filepath.Join(s.dir, "state", "containerd", "io.containerd.snapshotter.v1.overlayfs", "snapshots"))...)
@@ -190,8 +205,6 @@ func (s *Stage) containerdSnapshots() (out []string) {
 // names runs a command that prints JSON and returns each object's name.
 func names(command ...string) []string { return field("ifname", command...) }
 
-// ids is names for objects that have numbers.
-func ids(command ...string) []string { return field("id", command...) }
 
 func field(key string, command ...string) (out []string) {
 	b, err := exec.Command(command[0], command[1:]...).Output()

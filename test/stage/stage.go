@@ -34,6 +34,7 @@ type Stage struct {
 	programs   string // nodeagent, controller, hearthctl, envinit
 	image      string // OCI archive
 	probe      string // a static program to copy into environments
+	mounts     string // the node's mount namespace, after SetUp
 	holder     string // a program with the roles "hold" and "internet"
 }
 
@@ -88,12 +89,11 @@ const (
 	UplinkNode      = "198.51.100.1" // of the node on its uplink
 	uplinkInternet  = "198.51.100.2"
 	PublicAddress   = "93.184.216.34"
-	PoolAddress     = "45.77.10.99" // of the mining pool
 	MetadataAddress = "169.254.169.254"
 	ProbePort       = "7777"
 )
 
-var internetAddresses = []string{PublicAddress, PoolAddress, MetadataAddress}
+var internetAddresses = []string{PublicAddress, MetadataAddress}
 
 // SetUp makes the namespaces and the network between them.
 func (s *Stage) SetUp() error {
@@ -108,6 +108,9 @@ func (s *Stage) SetUp() error {
 	}
 	node, err := s.startHolder("node", nil)
 	if err != nil {
+		return err
+	}
+	if s.mounts, err = os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", node)); err != nil {
 		return err
 	}
 	// The internet shares the node's mounts but not its network.
@@ -135,7 +138,7 @@ func (s *Stage) SetUp() error {
 		}
 	}
 	for _, a := range internetAddresses {
-		if err := in(net, "ip", "addr", "add", a+"/32", "dev", "lo"); err != nil {
+		if err := s.AddInternetAddress(a); err != nil {
 			return err
 		}
 	}
@@ -143,6 +146,15 @@ func (s *Stage) SetUp() error {
 		return err
 	}
 	return s.StartServer("node-server", "node", withPort([]string{UplinkNode})...)
+}
+
+// AddInternetAddress gives the internet's host one more address.
+func (s *Stage) AddInternetAddress(addr string) error {
+	pid, err := s.PID("internet")
+	if err != nil {
+		return err
+	}
+	return run("nsenter", "-t", strconv.Itoa(pid), "-n", "--", "ip", "addr", "add", addr+"/32", "dev", "lo")
 }
 
 func withPort(addrs []string) []string {
@@ -321,13 +333,25 @@ func gone(pid int) bool {
 	return err != nil || strings.Contains(string(b), ") Z ")
 }
 
-// OuterInventory is what the machine shows of the demo outside its namespaces.
+// OuterInventory is what the machine shows of the stage from outside. Programs
+// and maps in the kernel live by the pins in the stage's mount namespace and by
+// its processes: with the last process they are gone.
 func (s *Stage) OuterInventory() Inventory {
 	return Inventory{
 		"cgroups": s.cgroupDirs(), "mounts": s.ourMounts(),
-		"bpf links": ids("bpftool", "-j", "link", "show"), "bpf maps": ids("bpftool", "-j", "map", "show"),
-		"files": append(tree(s.dir), tree(s.runDir())...),
+		"files":     append(tree(s.dir), tree(s.runDir())...),
+		"processes": s.processes(),
 	}
+}
+
+// processes lists those that see the mounts of this stage, if SetUp made it.
+func (s *Stage) processes() (out []string) {
+	for _, link := range globs("/proc/[0-9]*/ns/mnt") {
+		if ns, err := os.Readlink(link); err == nil && s.mounts != "" && ns == s.mounts {
+			out = append(out, link)
+		}
+	}
+	return out
 }
 
 func (s *Stage) ShowLogs() {

@@ -1317,6 +1317,8 @@ type Room struct {
 	SlotsUsed           uint32                 `protobuf:"varint,2,opt,name=slots_used,json=slotsUsed,proto3" json:"slots_used,omitempty"`
 	MemoryMaxBytes      uint64                 `protobuf:"varint,3,opt,name=memory_max_bytes,json=memoryMaxBytes,proto3" json:"memory_max_bytes,omitempty"`
 	MemoryReservedBytes uint64                 `protobuf:"varint,4,opt,name=memory_reserved_bytes,json=memoryReservedBytes,proto3" json:"memory_reserved_bytes,omitempty"`
+	IdRangesMax         uint32                 `protobuf:"varint,5,opt,name=id_ranges_max,json=idRangesMax,proto3" json:"id_ranges_max,omitempty"` // blocks of user ids
+	IdRangesUsed        uint32                 `protobuf:"varint,6,opt,name=id_ranges_used,json=idRangesUsed,proto3" json:"id_ranges_used,omitempty"`
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -1375,6 +1377,20 @@ func (x *Room) GetMemoryMaxBytes() uint64 {
 func (x *Room) GetMemoryReservedBytes() uint64 {
 	if x != nil {
 		return x.MemoryReservedBytes
+	}
+	return 0
+}
+
+func (x *Room) GetIdRangesMax() uint32 {
+	if x != nil {
+		return x.IdRangesMax
+	}
+	return 0
+}
+
+func (x *Room) GetIdRangesUsed() uint32 {
+	if x != nil {
+		return x.IdRangesUsed
 	}
 	return 0
 }
@@ -1956,13 +1972,15 @@ const file_hearth_v1_node_proto_rawDesc = "" +
 	"\aversion\x18\x04 \x01(\tR\aversion\x12%\n" +
 	"\x05pools\x18\x05 \x03(\v2\x0f.hearth.v1.PoolR\x05pools\x12:\n" +
 	"\fenvironments\x18\x06 \x03(\v2\x16.hearth.v1.EnvironmentR\fenvironments\x12#\n" +
-	"\x04room\x18\a \x01(\v2\x0f.hearth.v1.RoomR\x04room\"\xa0\x01\n" +
+	"\x04room\x18\a \x01(\v2\x0f.hearth.v1.RoomR\x04room\"\xea\x01\n" +
 	"\x04Room\x12\x1b\n" +
 	"\tslots_max\x18\x01 \x01(\rR\bslotsMax\x12\x1d\n" +
 	"\n" +
 	"slots_used\x18\x02 \x01(\rR\tslotsUsed\x12(\n" +
 	"\x10memory_max_bytes\x18\x03 \x01(\x04R\x0ememoryMaxBytes\x122\n" +
-	"\x15memory_reserved_bytes\x18\x04 \x01(\x04R\x13memoryReservedBytes\"$\n" +
+	"\x15memory_reserved_bytes\x18\x04 \x01(\x04R\x13memoryReservedBytes\x12\"\n" +
+	"\rid_ranges_max\x18\x05 \x01(\rR\vidRangesMax\x12$\n" +
+	"\x0eid_ranges_used\x18\x06 \x01(\rR\fidRangesUsed\"$\n" +
 	"\x0eInspectRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"%\n" +
 	"\x0fInspectResponse\x12\x12\n" +

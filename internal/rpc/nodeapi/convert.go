@@ -131,6 +131,7 @@ func roomOf(r warm.Room) *hearthv1.Room {
 	return &hearthv1.Room{
 		SlotsMax: uint32(r.SlotsMax), SlotsUsed: uint32(r.SlotsUsed),
 		MemoryMaxBytes: uint64(r.MemoryMax), MemoryReservedBytes: uint64(r.MemoryReserved),
+		IdRangesMax: uint32(r.IDRangesMax), IdRangesUsed: uint32(r.IDRangesUsed),
 	}
 }
 
