@@ -159,9 +159,23 @@ demo-stop: need-root ## end a demo that KEEP=1 left running
 BENCH_CLAIM ?= $(GO) test -run '^$$' -bench . -timeout 20m ./test/bench
 
 # Everything that is not a result goes to standard error.
-.PHONY: bench-claim
-bench-claim: need-root deps build image ## benchmark claims; prints only benchmark lines
-	@$(BENCH_CLAIM) | awk '/^Benchmark/ { print; fflush(); next } { print > "/dev/stderr" }'
+BENCH_LINES = awk '/^Benchmark/ { print; fflush(); next } { print > "/dev/stderr" }'
+
+.PHONY: bench-claim bench-snapshot bench-island bench-detect bench-exec
+bench-claim: need-root deps build image demo-programs ## benchmark claims beside containerd; prints only benchmark lines
+	@$(BENCH_CLAIM) | $(BENCH_LINES)
+
+bench-snapshot: ## benchmark the snapshot store: chunking, capture, restore
+	@$(GO) test -run '^$$' -bench . ./internal/snapshot | $(BENCH_LINES)
+
+bench-island: need-root ## benchmark an island: nanoseconds a packet, unlock, create and destroy
+	@$(GO) test -run '^$$' -bench '^BenchmarkKernel' ./internal/netpol | $(BENCH_LINES)
+
+bench-detect: ## benchmark detection: engine, flow reassembly, rules
+	@$(GO) test -run '^$$' -bench . ./internal/detect/... | $(BENCH_LINES)
+
+bench-exec: need-root ## benchmark a process in an environment, from the host to its end
+	@$(GO) test -run '^$$' -bench '^BenchmarkExec$$' ./internal/guest | $(BENCH_LINES)
 
 .PHONY: clean
 clean: ## remove what was built here (keeps Go's caches)

@@ -44,6 +44,7 @@ func BenchmarkNodeClaim(b *testing.B) {
 }
 
 func measure(b *testing.B, call func() error) {
+	b.Helper()
 	var took []time.Duration
 	for b.Loop() {
 		begun := time.Now()

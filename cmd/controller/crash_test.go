@@ -95,6 +95,7 @@ func TestARetriedClaimSurvivesAKilledController(t *testing.T) {
 }
 
 func crashAt(t *testing.T, at string, first func(*fakeNode), wantCalls int) {
+	t.Helper()
 	p := newProgram(t)
 	c := startChild(t, p, at)
 	a, b := &fakeNode{name: "a"}, &fakeNode{name: "b"}

@@ -120,6 +120,7 @@ func TestAReportMustBeOfTheCertificatesNode(t *testing.T) {
 }
 
 func report(t *testing.T, client *http.Client, addr, node string) error {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	stream, err := hearthv1connect.NewFleetServiceClient(client, "https://"+addr, rpc.ClientOptions()...).Report(ctx)

@@ -57,6 +57,7 @@ func freeAddr(t *testing.T) string {
 }
 
 func newProgram(t *testing.T) *program {
+	t.Helper()
 	p := &program{t: t, dir: t.TempDir(), api: freeAddr(t), metrics: freeAddr(t)}
 	ok(t, os.Chmod(p.dir, 0o700))
 	p.config = filepath.Join(p.dir, "controller.yaml")

@@ -13,9 +13,11 @@
 //     uid: a process outside both namespaces, which is the node. Whatever runs
 //     inside has a pid.
 //   - Every child is waited for exactly once, by the reaper; adopted orphans too.
-//   - Whatever a process wrote to its pipes before its end is delivered before
-//     its exit. A terminal is weaker: when a session's leader ends, the kernel
-//     hangs its terminal up and may drop what was still under way to us.
+//   - Whatever a process wrote to its pipes or its terminal before its end is
+//     delivered before its exit. We hold the process's side of a terminal open
+//     until then, so that it has an end only when we say so.
+//   - What a process left in the background delays nothing: an exec ends when
+//     its process does.
 //   - A node that goes away ends no process.
 //   - Logs, buffers and waiting are bounded, whatever a service writes.
 //

@@ -6,7 +6,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
 
 	"hearth/internal/guest/wire"
@@ -17,8 +16,8 @@ type session struct {
 	s        *server
 	p        *peer
 	child    *child
-	terminal bool
-	stdin    *os.File // our end; the terminal's master if there is one
+	terminal *terminal // nil if it runs on pipes
+	stdin    *os.File  // our end; the terminal's master if there is one
 	outputs  []output
 	feed     feed
 }
@@ -32,7 +31,7 @@ type output struct {
 // exec runs a process to its end. If the node goes away the process runs on,
 // with its output discarded and its stdin ended.
 func (s *server) exec(p *peer, req *wire.Exec) error {
-	x := &session{s: s, p: p, terminal: req.Terminal, feed: feed{wake: make(chan struct{}, 1)}}
+	x := &session{s: s, p: p, feed: feed{wake: make(chan struct{}, 1)}}
 	if err := x.begin(req); err != nil {
 		return err
 	}
@@ -52,12 +51,15 @@ func (s *server) exec(p *peer, req *wire.Exec) error {
 		_ = o.file.SetReadDeadline(time.Unix(1, 0)) // from waiting to draining
 	}
 	outputs.Wait()
+	if x.terminal != nil {
+		x.terminal.release()
+	}
 	code, sig := x.child.code()
 	_ = p.out.SendJSON(wire.KindExit, wire.Exit{Code: code, Signal: sig})
 	halfClose(p.conn)
 	_ = p.conn.SetReadDeadline(time.Unix(1, 0))
 	input.Wait()
-	if !x.terminal {
+	if x.terminal == nil {
 		_ = x.stdin.Close()
 	}
 	return nil
@@ -82,25 +84,22 @@ func (x *session) begin(req *wire.Exec) error {
 }
 
 func (x *session) startOnTerminal(proc process, size wire.Size) error {
-	master, tty, err := pty.Open()
-	if err != nil {
-		return wire.Errorf(wire.CodeUnavailable, "open terminal: %v: the environment needs devpts at /dev/pts", err)
-	}
-	defer tty.Close()
-	if size != (wire.Size{}) {
-		_ = pty.Setsize(master, &pty.Winsize{Rows: size.Rows, Cols: size.Columns})
+	t, werr := openTerminal(size)
+	if werr != nil {
+		return werr
 	}
 	if proc.uid != 0 || proc.gid != 0 {
-		_ = tty.Chown(int(proc.uid), int(proc.gid)) // or the program cannot reopen /dev/tty's device
+		_ = t.held.Chown(int(proc.uid), int(proc.gid)) // or the program cannot reopen /dev/tty's device
 	}
-	fd := tty.Fd()
+	fd := t.held.Fd()
 	proc.files = [3]uintptr{fd, fd, fd}
 	c, werr := x.s.reaper.spawn(proc)
 	if werr != nil {
-		_ = master.Close()
+		t.release()
+		_ = t.master.Close()
 		return werr
 	}
-	x.child, x.stdin, x.outputs = c, master, []output{{master, wire.KindData}}
+	x.child, x.terminal, x.stdin, x.outputs = c, t, t.master, []output{{t.master, wire.KindData}}
 	return nil
 }
 
@@ -152,8 +151,8 @@ func (x *session) receive() {
 				_ = x.s.reaper.signal(x.child, syscall.Signal(n))
 			}
 		case wire.KindResize:
-			if size, err := f.Size(); err == nil && x.terminal {
-				_ = pty.Setsize(x.stdin, &pty.Winsize{Rows: size.Rows, Cols: size.Columns})
+			if size, err := f.Size(); err == nil && x.terminal != nil {
+				x.terminal.resize(size)
 			}
 		case wire.KindHangup:
 			_ = x.s.reaper.signal(x.child, unix.SIGHUP)
@@ -178,7 +177,7 @@ func (x *session) feedStdin() {
 			}
 		}
 		if ended {
-			if x.terminal {
+			if x.terminal != nil {
 				_, _ = x.stdin.Write([]byte{endOfTransmission})
 			} else {
 				_ = x.stdin.Close()

@@ -30,7 +30,7 @@ func (s *server) copyOutput(o output, p *peer, exited <-chan struct{}) {
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			break
 		}
-		if err != nil { // io.EOF; EIO of a terminal that nobody has open
+		if err != nil { // io.EOF; EIO of a terminal that was hung up
 			_ = o.file.Close()
 			return
 		}
@@ -55,9 +55,13 @@ func (o onlyReader) Read(b []byte) (int, error) { return o.r.Read(b) }
 // terminalBuffer is more than a terminal holds, in bytes.
 const terminalBuffer = 1 << 20
 
-// drain sends what is in the pipe now, which holds all that the process left
-// there: no more than the pipe's size, should others go on writing. It is true
-// at the stream's end.
+// drain sends what is in the pipe or the terminal now, which holds all that
+// the process left there: no more than its size, should others go on writing.
+// It is true at the stream's end.
+//
+// Empty means empty twice: a terminal's read waits for one pass of the worker
+// that moves what was written to where it is read (drivers/tty/tty_buffer.c),
+// and a worker that found no room may have queued itself again behind it.
 func (s *server) drain(o output, p *peer, buf []byte, gone bool) (ended bool) {
 	raw, err := o.file.SyscallConn()
 	if err != nil {
@@ -69,6 +73,7 @@ func (s *server) drain(o output, p *peer, buf []byte, gone bool) (ended bool) {
 			left = size
 		}
 	})
+	empty := false
 	for left > 0 {
 		n, rerr := 0, error(nil)
 		if err := raw.Control(func(fd uintptr) { n, rerr = unix.Read(int(fd), buf) }); err != nil {
@@ -77,11 +82,15 @@ func (s *server) drain(o output, p *peer, buf []byte, gone bool) (ended bool) {
 		switch {
 		case errors.Is(rerr, unix.EINTR):
 			continue
+		case errors.Is(rerr, unix.EAGAIN) && !empty:
+			empty = true
+			continue
 		case errors.Is(rerr, unix.EAGAIN):
 			return false
 		case rerr != nil || n <= 0:
 			return true
 		}
+		empty = false
 		left -= n
 		if !gone {
 			gone = p.out.Send(o.kind, buf[:n]) != nil

@@ -96,6 +96,7 @@ func newFake(t testing.TB, dir string) *fake {
 }
 
 func (f *fake) serve(t testing.TB, tcp, unix net.Listener) {
+	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	m := rpc.NewMetrics(prometheus.NewRegistry())
 	outside, node := http.NewServeMux(), http.NewServeMux()
@@ -119,6 +120,7 @@ func (f *fake) serve(t testing.TB, tcp, unix net.Listener) {
 // echo is a server that answers each connection, after its end, with what it got
 // in upper case: it needs half-closing to work.
 func (f *fake) echo(t testing.TB) string {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

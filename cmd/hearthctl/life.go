@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -15,10 +16,13 @@ import (
 
 func (a *app) listCommand() *cobra.Command {
 	var class, nodeName string
+	var all bool
 	cmd := &cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List environments",
+		Long: `List environments. Those that were released but have snapshots are known for
+ever, as the snapshots' owners; --all shows them too.`,
 		Example: `  hearthctl list
   hearthctl list --class base -o wide
   hearthctl list -o name | xargs hearthctl release`,
@@ -30,6 +34,9 @@ func (a *app) listCommand() *cobra.Command {
 				if err != nil {
 					return fmt.Errorf("list environments: %w", err)
 				}
+				if !all {
+					envs = slices.DeleteFunc(envs, func(e *hearthv1.Environment) bool { return e.GetPhase() == hearthv1.Phase_PHASE_RELEASED })
+				}
 				if len(envs) == 0 && (a.output == "" || a.output == "wide") {
 					fmt.Fprintln(a.stderr, "No environments found.")
 					return nil
@@ -38,6 +45,7 @@ func (a *app) listCommand() *cobra.Command {
 			})
 		},
 	}
+	cmd.Flags().BoolVarP(&all, "all", "A", false, "released environments too")
 	cmd.Flags().StringVar(&class, "class", "", "only this class's")
 	cmd.Flags().StringVar(&nodeName, "node", "", "only this node's")
 	_ = cmd.RegisterFlagCompletionFunc("class", a.completeClasses)

@@ -178,7 +178,7 @@ func receiveTo(c net.Conn, stream *connectStream) error {
 		if err != nil {
 			return err
 		}
-		if _, err := c.Write(m.GetData()); err != nil {
+		if n, _ := c.Write(m.GetData()); n < len(m.GetData()) {
 			return nil // the local side has gone
 		}
 	}

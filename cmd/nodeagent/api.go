@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"time"
 
 	"hearth/api/hearth/v1/hearthv1connect"
@@ -34,10 +35,22 @@ func openAPI(a *agent, boot string, state *durable.Dir) (*api, error) {
 
 	mux := http.NewServeMux()
 	mux.Handle(hearthv1connect.NewNodeServiceHandler(out.service, rpc.HandlerOptions(a.log, metrics)...))
+	handleProfiles(mux)
 	out.local = rpc.NewServer(a.log, mux)
 	var err error
 	out.front, err = newFront(a, out.service, metrics, state)
 	return out, err
+}
+
+// handleProfiles serves this process's profiles. They show memory and slow the
+// process down, so only root's socket has them:
+//
+//	curl --unix-socket /run/hearth/node.sock http://hearth/debug/pprof/profile?seconds=5
+func handleProfiles(mux *http.ServeMux) {
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index) // heap, goroutine, mutex and so on by name
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 }
 
 // parts is the agent's life: started in this order, stopped in reverse.

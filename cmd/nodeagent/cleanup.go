@@ -47,16 +47,16 @@ The agent must not run.`,
 }
 
 // cleanup removes what it can and says what it could not.
-func cleanup(ctx context.Context, cfg config.Agent, all bool, log *slog.Logger) error {
+func cleanup(ctx context.Context, cfg config.Agent, all bool, log *slog.Logger) (err error) {
 	if _, err := os.Stat(cfg.StateDir); errors.Is(err, os.ErrNotExist) {
-		log.Info("nothing to clean up", "stateDir", cfg.StateDir)
+		log.Info("nothing to clean up", "state_dir", cfg.StateDir)
 		return nil
 	}
 	lock, err := durable.Lock(lockPath(cfg))
 	if err != nil {
 		return fmt.Errorf("stop the agent first: %w", err)
 	}
-	defer lock.Unlock()
+	defer func() { err = errors.Join(err, lock.Unlock()) }()
 	errs := []error{removeContainers(ctx, cfg, log)}
 	if islands, err := netpol.Open(islandConfig(cfg), log); err != nil {
 		errs = append(errs, err)

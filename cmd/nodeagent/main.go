@@ -48,7 +48,7 @@ func run(ctx context.Context, args []string, e environment) int {
 	root.SetOut(e.stdout)
 	root.SetErr(e.stderr)
 	err := root.ExecuteContext(ctx)
-	var code exitCode
+	var code exitError
 	switch {
 	case err == nil:
 		return 0
@@ -67,10 +67,10 @@ func run(ctx context.Context, args []string, e environment) int {
 	return exitFailed
 }
 
-// exitCode ends the program with a code and no further message.
-type exitCode int
+// exitError ends the program with a code and no further message.
+type exitError int
 
-func (c exitCode) Error() string { return fmt.Sprintf("exit %d", int(c)) }
+func (c exitError) Error() string { return fmt.Sprintf("exit %d", int(c)) }
 
 // errUsage marks a wrong command line.
 var errUsage = errors.New("see --help")
@@ -108,7 +108,7 @@ func loadConfig(path string) (config.Agent, error) {
 		return config.Agent{}, err
 	}
 	if path == "" {
-		if _, err := os.Stat(defaultConfig); err != nil {
+		if _, err := os.Stat(defaultConfig); errors.Is(err, os.ErrNotExist) {
 			return config.DefaultAgent(host), nil
 		}
 		path = defaultConfig

@@ -41,7 +41,7 @@ else 3; every row that is not ok says how to mend it.`,
 				return fmt.Errorf("output %q: table or json: %w", output, errUsage)
 			}
 			if code := report.ExitCode(); code != 0 {
-				return exitCode(code)
+				return exitError(code)
 			}
 			return nil
 		},

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -96,10 +97,14 @@ func (f *front) part() lifecycle.Part {
 			return f.server.Shutdown(ctx)
 		},
 		Check: func() error {
-			if f.source.Load() == nil {
+			switch {
+			case f.source.Load() != nil:
+				return nil
+			case f.link == nil:
+				return errors.New("no certificate yet: the node is giving itself one")
+			default:
 				return fmt.Errorf("no certificate yet: the controller at %s has not let this node join", f.agent.cfg.Controller.Address)
 			}
-			return nil
 		},
 	}
 }
@@ -107,10 +112,12 @@ func (f *front) part() lifecycle.Part {
 // run gets a certificate, serves, and keeps both up.
 func (f *front) run(ctx context.Context) error {
 	source, err := f.credentials(ctx)
+	select {
+	case <-ctx.Done():
+		return nil
+	default:
+	}
 	if err != nil {
-		if ctx.Err() != nil {
-			return nil
-		}
 		return err
 	}
 	listener, err := rpc.ListenTLS(f.agent.cfg.API.Listen, source)

@@ -51,7 +51,8 @@ var layers = []layer{
 	{packages: []string{"cmd"}, imports: belowCommands},
 	{packages: []string{"internal/kerneltest"}, imports: []string{"internal/env", "bpf"}},
 	{packages: []string{"internal/archtest"}, imports: []string{}},
-	{packages: []string{"test"}, imports: slices.Concat(belowCommands, []string{"cmd"})},
+	// Demo, node tests and benchmarks play on one stage.
+	{packages: []string{"test"}, imports: slices.Concat(belowCommands, []string{"cmd", "test/stage"})},
 }
 
 // isTestSupport tells packages that only tests, and each other, may import: as

@@ -35,7 +35,10 @@ type Usage struct {
 	AnonBytes   int64 // memory that cannot be dropped
 	PIDs        int64
 	OOMKills    int64 // processes killed for the memory limit
-	PIDsRefused int64 // times that the process limit refused a fork
+	// PIDsRefused is how often the process limit refused a fork. In cgroup v1,
+	// and in v2 before Linux 6.11, forks in cgroups that the environment itself
+	// made below its container's are not counted.
+	PIDsRefused int64
 }
 
 // FreezingError says that a freeze did not complete in time: the named

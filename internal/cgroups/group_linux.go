@@ -147,10 +147,11 @@ func (g *Group) Kill(ctx context.Context) error {
 	err := withDir(g.tree.roots[0].dir, []string{string(g.slot)}, func(dir *os.File) error {
 		return writeAt(dir, "cgroup.kill", "1")
 	})
-	if vanished(err) == nil && err != nil {
+	switch {
+	case err == nil:
+	case vanished(err) == nil:
 		return nil // the cgroup is gone, so are its processes
-	}
-	if err != nil {
+	default:
 		return fmt.Errorf("kill slot %s: %w", g.slot, err)
 	}
 	err = g.await(ctx, func(s state) bool { return !s.populated })

@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 	case "spin":
 		for range runtime.NumCPU() {
 			go func() {
-				for {
+				for spins := uint64(0); ; spins++ {
 				}
 			}()
 		}

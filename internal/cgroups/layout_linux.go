@@ -63,7 +63,7 @@ func magic(path string) int64 {
 	if unix.Statfs(path, &st) != nil {
 		return 0
 	}
-	return int64(st.Type)
+	return st.Type
 }
 
 // wanted are the v2 controllers that slots use.

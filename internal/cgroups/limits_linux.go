@@ -147,7 +147,7 @@ func (g *Group) readUsage(root treeRoot, path []string, localOnly bool, u *Usage
 	return withDir(root.dir, path, func(dir *os.File) error {
 		cached, text := "", ""
 		for _, r := range usageTable {
-			if r.version != root.version || !slices.Contains(root.controllers, r.controller) || localOnly && !r.local {
+			if r.version != root.version || !slices.Contains(root.controllers, r.controller) || localOnly && !isLocal(dir, r) {
 				continue
 			}
 			if r.file != cached {
@@ -163,6 +163,14 @@ func (g *Group) readUsage(root treeRoot, path []string, localOnly bool, u *Usage
 		}
 		return nil
 	})
+}
+
+// isLocal says whether dir's reading leaves out what its descendants did.
+func isLocal(dir *os.File, r reading) bool {
+	if !r.local || r.summedBy == "" {
+		return r.local
+	}
+	return unix.Faccessat(int(dir.Fd()), r.summedBy, unix.F_OK, 0) != nil
 }
 
 // Reclaim asks the kernel to take up to n bytes of the slot's memory back. It

@@ -33,7 +33,9 @@ type Client struct {
 // HEARTH_SERVER, HEARTH_TOKEN, HEARTH_CA and HEARTH_NODE_SOCKET, and
 // $XDG_CONFIG_HOME/hearth/config.yaml (HEARTH_CONFIG names another file), in
 // falling precedence. The first of them that names a server or a node socket
-// decides between the two. Errors match env.ErrInvalid.
+// decides between the two; among the variables the server wins, since
+// HEARTH_NODE_SOCKET also serves nodeagent's commands. Errors match
+// env.ErrInvalid.
 func LoadClient(flags Client, getenv func(string) string) (Client, error) {
 	file, path, err := clientFile(getenv)
 	if err != nil {
@@ -42,6 +44,9 @@ func LoadClient(flags Client, getenv func(string) string) (Client, error) {
 	vars := Client{
 		Server: getenv("HEARTH_SERVER"), Token: getenv("HEARTH_TOKEN"),
 		CA: getenv("HEARTH_CA"), NodeSocket: getenv("HEARTH_NODE_SOCKET"),
+	}
+	if vars.Server != "" {
+		vars.NodeSocket = "" // it may be set for nodeagent's commands
 	}
 	var c Client
 	for _, s := range []struct {

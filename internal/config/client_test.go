@@ -25,10 +25,11 @@ func TestClientSourcesHaveTheirOrder(t *testing.T) {
 		vars  map[string]string
 		want  Client
 	}{
-		"file alone":             {want: Client{Server: "https://file.example:7400", Token: "file-token", CA: filepath.Join(filepath.Dir(file), "ca.pem")}},
-		"environment over file":  {vars: map[string]string{"HEARTH_SERVER": "https://env.example:1", "HEARTH_CA": "/e.pem"}, want: Client{Server: "https://env.example:1", Token: "file-token", CA: "/e.pem"}},
-		"flags over environment": {flags: Client{Server: "flag.example:2"}, vars: map[string]string{"HEARTH_SERVER": "env.example:1", "HEARTH_TOKEN": "t"}, want: Client{Server: "https://flag.example:2", Token: "t", CA: filepath.Join(filepath.Dir(file), "ca.pem")}},
-		"socket over file":       {vars: map[string]string{"HEARTH_NODE_SOCKET": "/s"}, want: Client{NodeSocket: "/s", Token: "file-token", CA: filepath.Join(filepath.Dir(file), "ca.pem")}},
+		"file alone":                  {want: Client{Server: "https://file.example:7400", Token: "file-token", CA: filepath.Join(filepath.Dir(file), "ca.pem")}},
+		"environment over file":       {vars: map[string]string{"HEARTH_SERVER": "https://env.example:1", "HEARTH_CA": "/e.pem"}, want: Client{Server: "https://env.example:1", Token: "file-token", CA: "/e.pem"}},
+		"flags over environment":      {flags: Client{Server: "flag.example:2"}, vars: map[string]string{"HEARTH_SERVER": "env.example:1", "HEARTH_TOKEN": "t"}, want: Client{Server: "https://flag.example:2", Token: "t", CA: filepath.Join(filepath.Dir(file), "ca.pem")}},
+		"socket over file":            {vars: map[string]string{"HEARTH_NODE_SOCKET": "/s"}, want: Client{NodeSocket: "/s", Token: "file-token", CA: filepath.Join(filepath.Dir(file), "ca.pem")}},
+		"server variable over socket": {vars: map[string]string{"HEARTH_SERVER": "https://e.example:1", "HEARTH_NODE_SOCKET": "/s"}, want: Client{Server: "https://e.example:1", Token: "file-token", CA: filepath.Join(filepath.Dir(file), "ca.pem")}},
 		"server flag over socket": {flags: Client{Server: "flag.example:2"}, vars: map[string]string{"HEARTH_NODE_SOCKET": "/s"},
 			want: Client{Server: "https://flag.example:2", Token: "file-token", CA: filepath.Join(filepath.Dir(file), "ca.pem")}},
 	} {

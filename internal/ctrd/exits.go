@@ -124,10 +124,9 @@ func (w *exitWatch) handle(ctx context.Context, e *events.Envelope) error {
 		}
 	case *eventsapi.TaskExit:
 		slot, err := env.ParseSlotID(ev.ContainerID)
-		if err != nil || ev.ID != ev.ContainerID {
-			return nil // not ours, or not an init process
+		if err == nil && ev.ID == ev.ContainerID { // ours, and an init process
+			return w.tell(ctx, Exit{Slot: slot, PID: int(ev.Pid), Code: ev.ExitStatus, Time: ev.ExitedAt.AsTime()})
 		}
-		return w.tell(ctx, Exit{Slot: slot, PID: int(ev.Pid), Code: ev.ExitStatus, Time: ev.ExitedAt.AsTime()})
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -204,7 +205,10 @@ func (r *Runtime) managedPID() (int, error) {
 		return 0, fmt.Errorf("%w: pid file %s", env.ErrCorrupt, r.managedPath(pidName))
 	}
 	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	if err != nil || !strings.Contains(string(cmdline), "\x00"+r.managedPath(configName)+"\x00") {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
+		return 0, fmt.Errorf("read command line of process %d: %w", pid, err)
+	}
+	if !strings.Contains(string(cmdline), "\x00"+r.managedPath(configName)+"\x00") {
 		return 0, nil
 	}
 	return pid, nil
@@ -214,14 +218,22 @@ func (r *Runtime) managedPID() (int, error) {
 // started again, with back-off; containers go on meanwhile. With a given
 // containerd it only waits.
 func (r *Runtime) Run(ctx context.Context) error {
+	if r.cfg.managed() {
+		r.keepAlive(ctx)
+	}
+	<-ctx.Done()
+	return nil
+}
+
+func (r *Runtime) keepAlive(ctx context.Context) {
 	backoff := minBackoff
-	for r.cfg.managed() && ctx.Err() == nil {
+	for ctx.Err() == nil {
 		began := time.Now()
 		if pid, _ := r.managedPID(); pid != 0 {
 			awaitExit(ctx, pid)
 		}
 		if ctx.Err() != nil {
-			break
+			return
 		}
 		if time.Since(began) > 2*maxBackoff {
 			backoff = minBackoff
@@ -236,8 +248,6 @@ func (r *Runtime) Run(ctx context.Context) error {
 		}
 		backoff = min(2*backoff, maxBackoff)
 	}
-	<-ctx.Done()
-	return nil
 }
 
 // awaitExit waits until the process has ended, which it reports, or ctx has. If

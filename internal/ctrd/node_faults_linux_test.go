@@ -232,7 +232,7 @@ func TestNodeGroupedContainersShareAShim(t *testing.T) {
 	n.r.cfg.ShimGroup = 2
 	ms := []*machine{n.run(), n.run(), n.run()}
 	shims := func() int {
-		return len(slices.DeleteFunc(processesNaming(n.cfg.Address), func(p string) bool { return !strings.Contains(p, "containerd-shim") }))
+		return len(slices.DeleteFunc(processesNaming(n.dir), func(p string) bool { return !strings.Contains(p, "containerd-shim") }))
 	}
 	if got := shims(); got != 2 {
 		t.Errorf("%d shims for 3 containers, want 2", got)

@@ -28,6 +28,7 @@ func playRole(role string, args []string) int {
 		err = playConnect(args)
 	case "execs":
 		err = playExecs(args)
+	case "exit":
 	default:
 		err = fmt.Errorf("no role %q", role)
 	}
@@ -55,19 +56,18 @@ func playConnect(args []string) error {
 	}
 	defer l.Close()
 	var last *os.File
+	var peer net.Conn
 	var local string
 	for range times {
 		if last != nil {
-			_ = last.Close()
+			_, _ = last.Close(), peer.Close() // in this order: the listener's port stays free
 		}
 		if last, local, err = dial(l.Addr().(*net.TCPAddr).Port, len(args) > 1 && args[1] == "dual"); err != nil {
 			return err
 		}
-		peer, err := l.Accept()
-		if err != nil {
+		if peer, err = l.Accept(); err != nil {
 			return err
 		}
-		defer peer.Close()
 	}
 	fmt.Println(local, l.Addr())
 	_, err = io.Copy(io.Discard, os.Stdin)
@@ -103,14 +103,16 @@ func dial(port int, dual bool) (*os.File, string, error) {
 	return f, "", fmt.Errorf("address of %T", from)
 }
 
-// playExecs runs a program as often as asked.
+// playExecs runs a copy of the test binary as often as asked, which ends at once.
 func playExecs(args []string) error {
 	times, err := strconv.Atoi(args[0])
 	if err != nil {
 		return err
 	}
 	for range times {
-		if err := exec.Command(args[1], args[2:]...).Run(); err != nil {
+		cmd := exec.Command(args[1], args[2:]...)
+		cmd.Env = append(os.Environ(), "DETECT_TEST_ROLE=exit")
+		if err := cmd.Run(); err != nil {
 			return err
 		}
 	}
@@ -218,12 +220,14 @@ type child struct {
 	out *bufio.Reader
 }
 
-// start runs a role from a copy of the test binary with the given name, in a
-// network namespace of its own; in a cgroup from its first instruction if c is
-// set.
-func start(t *testing.T, c *slotCgroup, name, role string, args ...string) *child {
+// copyOfSelf puts the test binary under a name of its own.
+func copyOfSelf(t *testing.T, name string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)
+	// A link keeps the file's pages, which an emulator has translated already.
+	if original, err := os.Executable(); err == nil && os.Link(original, path) == nil {
+		return path
+	}
 	self, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
 		t.Fatal(err)
@@ -231,7 +235,15 @@ func start(t *testing.T, c *slotCgroup, name, role string, args ...string) *chil
 	if err := os.WriteFile(path, self, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(path, args...)
+	return path
+}
+
+// start runs a role from a copy of the test binary with the given name, in a
+// network namespace of its own; in a cgroup from its first instruction if c is
+// set.
+func start(t *testing.T, c *slotCgroup, name, role string, args ...string) *child {
+	t.Helper()
+	cmd := exec.Command(copyOfSelf(t, name), args...)
 	cmd.Env = append(os.Environ(), "DETECT_TEST_ROLE="+role)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}

@@ -6,8 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
-	"os"
-	"path/filepath"
+	"strconv"
 	"sync"
 	"testing"
 	"testing/fstest"
@@ -45,6 +44,12 @@ func (l *lockedBuffer) String() string {
 
 func newRig(t *testing.T, respond Responder, extraRules ...string) *rig {
 	t.Helper()
+	return newRigOf(t, budgetRate, respond, extraRules...)
+}
+
+// newRigOf has another budget of events a second than the product.
+func newRigOf(t *testing.T, perSecond uint64, respond Responder, extraRules ...string) *rig {
+	t.Helper()
 	r := &rig{ring: newPayloadRing(t), events: &lockedBuffer{}}
 	cfg := Config{Events: r.events, Respond: respond}
 	if len(extraRules) > 0 {
@@ -54,7 +59,7 @@ func newRig(t *testing.T, respond Responder, extraRules ...string) *rig {
 		}
 		cfg.Rules = append(cfg.Rules, layer)
 	}
-	e, err := Open(cfg, r.ring.ring, slog.New(slog.DiscardHandler))
+	e, err := open(cfg, r.ring.ring, perSecond, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatalf("Open: %+v", err)
 	}
@@ -229,10 +234,7 @@ func TestKernelShortLivedProcessIsSeenAndOneOutsideIsNot(t *testing.T) {
 	if err := r.Bind(Subject{Slot: "s-1", NetID: 7, CgroupID: cg.id}); err != nil {
 		t.Fatal(err)
 	}
-	program := filepath.Join(t.TempDir(), "short-lived")
-	if err := copyFile("/bin/true", program); err != nil {
-		t.Fatal(err)
-	}
+	program := copyOfSelf(t, "short-lived")
 	outside := start(t, nil, "outside", "execs", "5", program, "out", "side")
 	if err := outside.cmd.Wait(); err != nil {
 		t.Fatal(err)
@@ -255,16 +257,17 @@ func TestKernelShortLivedProcessIsSeenAndOneOutsideIsNot(t *testing.T) {
 func TestKernelFloodLosesOnlyItsOwnEventsAndCountsThem(t *testing.T) {
 	requireKernel(t)
 	loud, quiet := newSlotCgroup(t), newSlotCgroup(t)
-	r := newRig(t, noResponse)
+	// So small a budget that the slowest machine floods it.
+	const perSecond, flood, calm = 20, 1000, 20
+	r := newRigOf(t, perSecond, noResponse)
 	for i, cg := range []*slotCgroup{loud, quiet} {
 		s := Subject{Slot: env.SlotID([]string{"s-loud", "s-quiet"}[i]), NetID: env.NetID(7 + i), CgroupID: cg.id}
 		if err := r.Bind(s); err != nil {
 			t.Fatal(err)
 		}
 	}
-	const flood, calm = 6000, 20
-	f := start(t, loud, "flooder", "connect", "6000")
-	q := start(t, quiet, "calm", "connect", "20")
+	f := start(t, loud, "flooder", "connect", strconv.Itoa(flood))
+	q := start(t, quiet, "calm", "connect", strconv.Itoa(calm))
 	q.addresses(t)
 	f.addresses(t)
 	lc, err := r.kernel.counts(loud.id)
@@ -332,12 +335,4 @@ func TestKernelSlotUnboundIsForgottenAndItsKeysCanBeBoundAgain(t *testing.T) {
 	if n := len(r.Recent(0)); n != 1 {
 		t.Errorf("%d detections, want 1", n)
 	}
-}
-
-func copyFile(from, to string) error {
-	b, err := os.ReadFile(from)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(to, b, 0o755)
 }

@@ -38,10 +38,14 @@ type sensorSet struct {
 // payload_event; it stays the caller's. The error wraps env.ErrUnsupported if
 // this kernel cannot run the sensors, env.ErrInvalid if the rules are wrong.
 func Open(cfg Config, payloads *ebpf.Map, log *slog.Logger) (*Engine, error) {
+	return open(cfg, payloads, budgetRate, log)
+}
+
+func open(cfg Config, payloads *ebpf.Map, perSecond uint64, log *slog.Logger) (*Engine, error) {
 	if payloads == nil || payloads.Type() != ebpf.RingBuf {
 		return nil, fmt.Errorf("open detection: %w: payloads is not a ring buffer", env.ErrInvalid)
 	}
-	s, err := loadSensors(budgetRate)
+	s, err := loadSensors(perSecond)
 	if err != nil {
 		return nil, err
 	}

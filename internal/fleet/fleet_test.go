@@ -56,6 +56,7 @@ var alice = fleet.Principal{Tenant: "alice"}
 
 // newWorld starts a fleet in a synctest bubble. The node reports once.
 func newWorld(t *testing.T) *world {
+	t.Helper()
 	w := &world{t: t, store: storetest.NewMemory(), node: &node{claims: map[string]*hearthv1.NodeClaimResponse{}}}
 	w.restart()
 	return w

@@ -233,10 +233,10 @@ func TestClassTravelsAsTheVocabularySpellsIt(t *testing.T) {
 }
 
 func FuzzAnswers(f *testing.F) {
-	f.Add([]byte(frames(wire.KindReply, wire.StatReply{Info: entry("f")}, wire.KindData, []byte("x"), wire.KindEnd, wire.End{})))
-	f.Add([]byte(frames(wire.KindEntries, []wire.FileInfo{entry("a"), entry("b")}, wire.KindEnd, wire.End{More: true})))
-	f.Add([]byte(frames(wire.KindError, wire.Error{Code: wire.CodeInvalid, Message: "no"})))
-	f.Add([]byte(frames(wire.KindReply, wire.ExecReply{PID: 3}, wire.KindWindow, []byte{0, 0, 0, 1}, wire.KindExit, wire.Exit{})))
+	f.Add(frames(wire.KindReply, wire.StatReply{Info: entry("f")}, wire.KindData, []byte("x"), wire.KindEnd, wire.End{}))
+	f.Add(frames(wire.KindEntries, []wire.FileInfo{entry("a"), entry("b")}, wire.KindEnd, wire.End{More: true}))
+	f.Add(frames(wire.KindError, wire.Error{Code: wire.CodeInvalid, Message: "no"}))
+	f.Add(frames(wire.KindReply, wire.ExecReply{PID: 3}, wire.KindWindow, []byte{0, 0, 0, 1}, wire.KindExit, wire.Exit{}))
 	f.Fuzz(func(t *testing.T, answer []byte) {
 		client := NewWithDial(func(context.Context) (Conn, error) { return &script{in: bytes.NewReader(answer)}, nil })
 		ctx := t.Context()

@@ -180,56 +180,6 @@ func TestKernelExecSignalsTheWholeGroup(t *testing.T) {
 	})
 }
 
-func TestKernelTerminalHasItsSizeAndFollowsResize(t *testing.T) {
-	m := guesttest.Start(t)
-	p, err := begin(t, m, guest.Command{
-		Args: []string{"sh"}, Terminal: true, Size: guest.TerminalSize{Rows: 33, Columns: 101},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Close()
-	seen := readUntil(t, p, "stty size; tty; echo TERM=$TERM\n", "TERM=xterm")
-	for _, want := range []string{"33 101", "/dev/pts/"} {
-		if !strings.Contains(seen, want) {
-			t.Errorf("%q is not in %q", want, seen)
-		}
-	}
-	if err := p.Resize(guest.TerminalSize{Rows: 50, Columns: 200}); err != nil {
-		t.Fatal(err)
-	}
-	readUntil(t, p, "stty size\n", "50 200")
-	time.Sleep(500 * time.Millisecond)     // a shell that changes the terminal's mode just now loses its end of file
-	if err := p.CloseStdin(); err != nil { // end of file ends the shell
-		t.Fatal(err)
-	}
-	for {
-		ev, err := p.Recv()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if ev.Exit != nil {
-			return
-		}
-	}
-}
-
-func readUntil(t *testing.T, p *guest.Process, input, want string) string {
-	t.Helper()
-	if _, err := p.Write([]byte(input)); err != nil {
-		t.Fatal(err)
-	}
-	var seen string
-	for !strings.Contains(seen, want) {
-		ev, err := p.Recv()
-		if err != nil || ev.Exit != nil {
-			t.Fatalf("waiting for %q: %v, seen %q", want, err, seen)
-		}
-		seen += string(ev.Data)
-	}
-	return seen
-}
-
 func TestKernelStdinOfManyWindowsArrivesWholeAndEnds(t *testing.T) {
 	m := guesttest.Start(t)
 	content := bytes.Repeat([]byte("0123456789abcdef"), 3<<20/16)

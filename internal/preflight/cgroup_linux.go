@@ -19,7 +19,7 @@ func fsMagic(path string) int64 {
 	if unix.Statfs(path, &st) != nil {
 		return 0
 	}
-	return int64(st.Type)
+	return st.Type
 }
 
 // core finds the cgroup2 mount.

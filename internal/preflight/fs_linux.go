@@ -137,7 +137,7 @@ func stateDirectory(state string) result {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return no(err, "make the directory")
 	}
-	name, known := magicNames[int64(st.Type)]
+	name, known := magicNames[st.Type]
 	if !known {
 		name = fmt.Sprintf("type %#x", st.Type)
 	}

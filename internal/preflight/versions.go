@@ -63,7 +63,7 @@ func checkIDs(base, count uint32) error {
 		return fmt.Errorf("the pool starts at %d, among the node's own users", base)
 	case count < slot || count%slot != 0:
 		return fmt.Errorf("the pool has %d ids, not a multiple of %d", count, slot)
-	case uint64(base)+uint64(count) > math.MaxInt32:
+	case uint64(base)+uint64(count) > math.MaxInt32+1:
 		return fmt.Errorf("the pool ends above 2^31")
 	}
 	return nil

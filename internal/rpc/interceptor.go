@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -96,8 +97,8 @@ func (s *serverSide) WrapStreamingHandler(next connect.StreamingHandlerFunc) con
 // recovered keeps a fault of one call from ending the process, except the one
 // by which net/http itself cuts a connection.
 func (s *serverSide) recovered(spec connect.Spec, r any) error {
-	if r == http.ErrAbortHandler {
-		panic(r)
+	if err, ok := r.(error); ok && errors.Is(err, http.ErrAbortHandler) {
+		panic(r) //nolint:forbidigo // net/http recovers it again and cuts the connection
 	}
 	s.log.Error("handler panicked", "procedure", spec.Procedure, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
 	return connect.NewError(connect.CodeInternal, fmt.Errorf("%s failed inside the server; its log has the cause", spec.Procedure))

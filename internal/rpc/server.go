@@ -99,7 +99,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 				continue // a request may be between the connection and its handler
 			}
 			cancel()
-			<-done
+			if err := <-done; !errors.Is(err, context.Canceled) {
+				return errors.Join(err, s.http.Close())
+			}
 			return s.http.Close()
 		}
 	}

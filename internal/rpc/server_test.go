@@ -110,6 +110,7 @@ func clientOf(h *http.Client, url string) client {
 }
 
 func (s *service) unixClient(t *testing.T) client {
+	t.Helper()
 	h := UnixClient(s.socket)
 	t.Cleanup(h.CloseIdleConnections)
 	return clientOf(h, UnixURL)

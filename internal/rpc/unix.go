@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"hearth/internal/env"
@@ -61,10 +62,14 @@ func refuseServed(path string) error {
 		return fmt.Errorf("%w: %s is not a socket; move it away or choose another path", env.ErrExists, path)
 	}
 	c, err := net.DialTimeout("unix", path, time.Second)
-	if err != nil {
-		return nil // stale
+	switch {
+	case err == nil:
+		_ = c.Close()
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist):
+		return nil // stale, or gone meanwhile
+	default: // as a full backlog: somebody may serve it
+		return fmt.Errorf("ask who serves %s: %w", path, err)
 	}
-	_ = c.Close()
 	return fmt.Errorf("%w: %s is served by another process; stop that one or use another instance", env.ErrExists, path)
 }
 

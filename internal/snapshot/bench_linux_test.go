@@ -12,6 +12,7 @@ import (
 
 // benchTree is 64 MB in 2,560 files: half text, half random.
 func benchTree(b *testing.B) string {
+	b.Helper()
 	dir := b.TempDir()
 	for i := range 2500 {
 		write(b, filepath.Join(dir, fmt.Sprintf("d%d/e%d/f%d", i%10, i%50, i)), text(uint64(i), 4<<10+i))

@@ -167,7 +167,6 @@ func TestEveryFailingStepThawsAndLeavesTheLineageAsItWas(t *testing.T) {
 	write(t, filepath.Join(dir, "f"), random(1, 300_000))
 	var names []string
 	fail := ""
-	fds := 0
 	injected := errors.New("injected")
 	s := openStore(t, filepath.Join(t.TempDir(), "store"), func(op string) error {
 		names = append(names, op)
@@ -177,7 +176,8 @@ func TestEveryFailingStepThawsAndLeavesTheLineageAsItWas(t *testing.T) {
 		return nil
 	})
 	first := capture1(t, s, source(dir), &recorder{})
-	names, fds = nil, openFDs(t)
+	names = nil
+	fds := openFDs(t)
 	write(t, filepath.Join(dir, "f"), random(2, 300_000))
 	for _, step := range []string{"pack:write", "pack:sync", "pack:rename", "pack:syncdir", "index:write", "index:sync", "index:rename", "index:syncdir", "ref:write", "ref:sync", "ref:link"} {
 		fail = step

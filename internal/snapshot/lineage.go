@@ -134,9 +134,7 @@ func (s *Store) loadIndex(lin *lineageDir, nextPack uint64) (*index, error) {
 	x := &index{places: map[chunkID]place{}}
 	opened := []*lineageDir{}
 	done := func(err error) (*index, error) {
-		for _, l := range opened {
-			x.borrowed = append(x.borrowed, l)
-		}
+		x.borrowed = append(x.borrowed, opened...)
 		if err != nil {
 			x.close()
 			return nil, err

@@ -83,6 +83,7 @@ func TestStoresThroughAMappingAreNeverMissed(t *testing.T) {
 }
 
 func (s *Store) trusts(t *testing.T, dir string) bool {
+	t.Helper()
 	fd, err := openRootDir(dir)
 	must(t, err)
 	defer unix.Close(fd)

@@ -146,7 +146,7 @@ func trustsTimes(fd int) (bool, error) {
 	if err := retry(func() error { return unix.Fstatfs(fd, &fs) }); err != nil {
 		return false, fmt.Errorf("statfs: %w", err)
 	}
-	switch int64(fs.Type) {
+	switch fs.Type {
 	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC:
 		return true, nil
 	}

@@ -1,7 +1,6 @@
 package snapshot
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"slices"
@@ -363,9 +362,6 @@ func decodeRootEntry(b []byte) (*entry, error) {
 	}
 	return e, d.err
 }
-
-// sameEntry is true if two entries are the same in everything.
-func sameEntry(a, b *entry) bool { return bytes.Equal(appendEntry(nil, a), appendEntry(nil, b)) }
 
 func sortXattrs(x []xattr) {
 	slices.SortFunc(x, func(a, b xattr) int { return strings.Compare(a.name, b.name) })

@@ -51,17 +51,29 @@ func identityFiles(id env.ID, c *Claim) ([]IdentityFile, error) {
 // Names that are no shell names are left out; EnvJSONFile has them.
 func shellAssignments(vars map[string]string) []byte {
 	names := make([]string, 0, len(vars))
-	for name := range vars {
+	size := 0
+	for name, value := range vars {
 		if shellName(name) {
 			names = append(names, name)
+			size += len(name) + len("=''\n") + len(value)
 		}
 	}
 	slices.Sort(names)
-	var b strings.Builder
+	b := make([]byte, 0, size+size/16)
 	for _, name := range names {
-		b.WriteString(name + "='" + strings.ReplaceAll(vars[name], "'", `'\''`) + "'\n")
+		b = append(append(b, name...), "='"...)
+		for value := vars[name]; ; {
+			plain, rest, quote := strings.Cut(value, "'")
+			b = append(b, plain...)
+			if !quote {
+				break
+			}
+			b = append(b, `'\''`...)
+			value = rest
+		}
+		b = append(b, "'\n"...)
 	}
-	return []byte(b.String())
+	return b
 }
 
 func shellName(s string) bool {

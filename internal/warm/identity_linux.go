@@ -15,9 +15,10 @@ import (
 // the runtime's own init lives in the slot, so that nothing inside can have
 // moved what the descriptors point to.
 type identity struct {
-	dir *os.File // the tmpfs on /run/hearth
-	uts *os.File // the UTS namespace
-	ids env.IDRange
+	dir  *os.File // the tmpfs on /run/hearth
+	uts  *os.File // the UTS namespace
+	home *os.File // this process's own, to return to
+	ids  env.IDRange
 }
 
 // openIdentity opens a created, not yet started container by its init's pid.
@@ -40,12 +41,21 @@ func openIdentity(pid int, ids env.IDRange) (*identity, error) {
 		dir.Close()
 		return nil, fmt.Errorf("open uts namespace of init %d: %w", pid, err)
 	}
-	return &identity{dir: dir, uts: uts, ids: ids}, nil
+	// Looked up here and not in every claim, where it would cost more than both
+	// visits. Of this thread, which is at home: the main thread may be visiting.
+	home, err := os.Open("/proc/thread-self/ns/uts")
+	if err != nil {
+		dir.Close()
+		uts.Close()
+		return nil, fmt.Errorf("open own uts namespace: %w", err)
+	}
+	return &identity{dir: dir, uts: uts, home: home, ids: ids}, nil
 }
 
 func (i *identity) close() {
 	i.dir.Close()
 	i.uts.Close()
+	i.home.Close()
 }
 
 // write replaces the identity files and sets the host's name. The tmpfs
@@ -61,7 +71,7 @@ func (i *identity) write(files []IdentityFile, hostname string) error {
 // it stays locked, and so ends with its goroutine.
 func (i *identity) writeOnThread(files []IdentityFile, hostname string) (err error) {
 	runtime.LockOSThread()
-	if err := setHostname(i.uts, hostname); err != nil {
+	if err := setHostname(i.uts, i.home, hostname); err != nil {
 		return err
 	}
 	if err := setFSIDs(int(i.ids.Base)); err != nil {
@@ -134,17 +144,12 @@ func setFSIDs(id int) error {
 }
 
 // setHostname enters the slot's UTS namespace, names it, and comes back.
-func setHostname(uts *os.File, hostname string) error {
-	own, err := unix.Open("/proc/thread-self/ns/uts", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open own uts namespace: %w", err)
-	}
-	defer unix.Close(own)
+func setHostname(uts, home *os.File, hostname string) error {
 	if err := unix.Setns(int(uts.Fd()), unix.CLONE_NEWUTS); err != nil {
 		return fmt.Errorf("enter uts namespace: %w", err)
 	}
 	name := unix.Sethostname([]byte(hostname))
-	if err := unix.Setns(own, unix.CLONE_NEWUTS); err != nil {
+	if err := unix.Setns(int(home.Fd()), unix.CLONE_NEWUTS); err != nil {
 		return fmt.Errorf("leave uts namespace: %w", err)
 	}
 	if name != nil {

@@ -52,7 +52,7 @@ type Node struct {
 	envs     map[env.ID]*slot
 	keys     map[string]*keyed
 	ids      *idRanges
-	reserved int       // slots being made for cold claims or pools
+	reserved int       // places for slots that are not among slots yet
 	claiming int       // claims in flight; refill waits for them
 	restTill time.Time // refill waits until then: an answer is on its way
 	doomed   []*slot   // whose removal failed and is tried again

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"strings"
@@ -27,6 +26,7 @@ type bench struct {
 }
 
 func newBench(t *testing.T) *bench {
+	t.Helper()
 	root, err := os.MkdirTemp("", "warm")
 	if err != nil {
 		t.Fatal(err)
@@ -52,7 +52,7 @@ func (b *bench) open(classes ...*env.Class) *Node {
 		Node: "n1", Instance: "hearth", BootID: "boot-1", IDBase: 65536, IDCount: 8, MaxSlots: 6, Memory: 1 << 30,
 		WorkDir: b.work, PrepareTimeout: time.Minute, UndoTimeout: time.Minute,
 	}
-	n, err := Open(b.t.Context(), cfg, dir, classes, b.world.parts(), slog.New(slog.NewTextHandler(io.Discard, nil)))
+	n, err := Open(b.t.Context(), cfg, dir, classes, b.world.parts(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		b.t.Fatal(err)
 	}

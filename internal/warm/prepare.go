@@ -14,8 +14,9 @@ import (
 // fill puts files into a slot before anything is mounted or started.
 type fill func(ctx context.Context, image Image, files Files) error
 
-// prepare makes a slot of the class: frozen, ready, its island locked. What
-// was made before an error is removed again.
+// prepare makes a slot of the class: frozen, ready, its island locked. The
+// caller has raised n.reserved for it. What was made before an error is removed
+// again.
 func (n *Node) prepare(ctx context.Context, class *env.Class, fill fill) (*slot, error) {
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.PrepareTimeout)
 	defer cancel()
@@ -48,10 +49,12 @@ func (n *Node) newSlot(class *env.Class) (*slot, error) {
 }
 
 // enter gives the slot its ids and its place among the node's slots, if the
-// node has the memory for it.
+// node has the memory for it. Either way it takes the caller's reservation:
+// from here on the slot counts itself.
 func (n *Node) enter(s *slot) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.reserved--
 	if used, want := n.memoryLocked(), s.class.Resources.MemoryBytes; used+want > n.cfg.Memory {
 		return fmt.Errorf("%w: %d of %d bytes of memory are promised, class %s needs %d; release environments or raise limits.memory",
 			env.ErrExhausted, used, n.cfg.Memory, s.class.Name, want)
@@ -206,7 +209,10 @@ func (n *Node) configure(ctx context.Context, s *slot) error {
 		select {
 		case <-time.After(delay):
 		case <-ctx.Done():
-			return errors.Join(context.Cause(ctx), err)
+			if cause := context.Cause(ctx); !errors.Is(err, cause) {
+				err = errors.Join(cause, err)
+			}
+			return err
 		}
 	}
 }

@@ -54,7 +54,7 @@ func (n *Node) recover(ctx context.Context, past *replay) error {
 	kept, environments := len(n.slots), len(n.envs)
 	n.mu.Unlock()
 	if len(past.slots)+len(past.stale) > 0 {
-		n.log.Info("state recovered", "slots", kept, "environments", environments, "journaled", len(past.slots), "earlier boots", len(past.stale))
+		n.log.Info("state recovered", "slots", kept, "environments", environments, "journaled", len(past.slots), "earlier_boots", len(past.stale))
 	}
 	return n.compact()
 }

@@ -18,8 +18,10 @@ const sweepEvery = 5 * time.Minute
 // step does the one most useful thing for the pools. It returns 0 if there may
 // be more to do at once, else how long to wait unless something changes.
 func (n *Node) step(ctx context.Context) (time.Duration, error) {
-	if ctx.Err() != nil {
+	select {
+	case <-ctx.Done():
 		return idleCheck, nil
+	default:
 	}
 	if n.journal.Size() > journalBound {
 		if err := n.compact(); err != nil {
@@ -143,7 +145,6 @@ func (n *Node) refill(ctx context.Context, class *env.Class) {
 
 	n.mu.Lock()
 	p.making--
-	n.reserved--
 	if err == nil {
 		p.failures, p.message, p.retryAt = 0, "", time.Time{}
 		p.ready = append(p.ready, s)

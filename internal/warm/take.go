@@ -17,12 +17,12 @@ func (n *Node) Claim(ctx context.Context, c Claim) (Answer, error) {
 	if err := c.validate(); err != nil {
 		return Answer{}, err
 	}
+	if c.Key == "" {
+		return n.claim(ctx, &c, "", watch)
+	}
 	digest, err := c.digest(n.tokens.key)
 	if err != nil {
 		return Answer{}, err
-	}
-	if c.Key == "" {
-		return n.claim(ctx, &c, digest, watch)
 	}
 	for {
 		k, mine, err := n.reserveKey(c.Key, digest)
@@ -198,7 +198,6 @@ func (n *Node) makeCold(ctx context.Context, class *env.Class, c *Claim) (*slot,
 	}
 	n.mu.Lock()
 	n.claiming++
-	n.reserved--
 	if err != nil {
 		return nil, err
 	}

@@ -327,7 +327,7 @@ func (i *fakeInit) Personalise(files []IdentityFile, hostname string) error {
 type fakeGuests struct{ *world }
 type fakeGuest struct{ *world }
 
-func (w fakeGuests) Dial(env.SlotID, Init) (Guest, error) { return fakeGuest{w.world}, w.call("dial") }
+func (w fakeGuests) Dial(env.SlotID, Init) (Guest, error) { return fakeGuest(w), w.call("dial") }
 
 func (g fakeGuest) Configure(context.Context, *env.Class) error { return g.call("configure") }
 func (g fakeGuest) AwaitReady(context.Context) error            { return g.call("ready") }

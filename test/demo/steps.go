@@ -19,7 +19,6 @@ type play struct {
 	released []string        // slots that are gone
 	a, b     stage.Claimed   // two running environments
 	miner    stage.Claimed
-	pid1     string // start time of a's init
 	first    snapshotInfo
 	latest   snapshotInfo
 }

@@ -158,7 +158,7 @@ func (s *Stage) PrintKept() error {
 	fmt.Printf(`demo: kept running; it lives in network and mount namespaces of its own. Try:
 
   . %s
-  in_demo() { nsenter -t $HEARTH_NETNS_PID -n -m -- env -u HEARTH_NODE_SOCKET "$@"; }
+  in_demo() { nsenter -t $HEARTH_NETNS_PID -n -m -- "$@"; }
   in_demo %s run --class demo -e WHO=me -- sh -c 'echo $WHO; hostname; id'
   in_demo %s claim --class demo
   in_demo %s list

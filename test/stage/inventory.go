@@ -93,13 +93,16 @@ func (s *Stage) cgroupDirs() (out []string) {
 	return directories(out)
 }
 
+// cgroupProcesses lists the slots' cgroups that have a process. How many each has
+// is not counted: a ready slot was frozen with whatever its service was doing.
+// cgroupProcesses lists the slots' cgroups that have processes. How many may
+// vary: a slot is frozen whenever its probe has passed, also while a service
+// still ends the process that answered.
 func (s *Stage) cgroupProcesses() (out []string) {
 	for _, dir := range s.cgroupDirs() {
 		b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
-		if err == nil && strings.Contains(dir, "/s-") {
-			for _, pid := range strings.Fields(string(b)) {
-				out = append(out, filepath.Base(dir)+"/"+pid)
-			}
+		if err == nil && strings.Contains(dir, "/s-") && len(b) > 0 {
+			out = append(out, dir)
 		}
 	}
 	return out
@@ -204,7 +207,6 @@ func (s *Stage) containerdSnapshots() (out []string) {
 
 // names runs a command that prints JSON and returns each object's name.
 func names(command ...string) []string { return field("ifname", command...) }
-
 
 func field(key string, command ...string) (out []string) {
 	b, err := exec.Command(command[0], command[1:]...).Output()

@@ -4,12 +4,18 @@
 #
 # Everything lands in .vm/: the kernel (kept), the root disk (made anew), the
 # console's log, and tests.json in the format of `go test -json`.
+#
+# While working on one part, VM_PKGS='hearth/internal/netpol …' and
+# VM_RUN=TestKernelFragments run less; the skip list then counts only for what
+# ran, and the last line says that it was a part.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 VM=$PWD/.vm
 LIMIT=${VM_TIMEOUT:-900} # seconds for the whole life of the VM
 MEMORY=${VM_MEMORY:-3G}
+PACKAGES=${VM_PKGS:-}
+RUN=${VM_RUN:-^TestKernel}
 mkdir -p "$VM"
 
 fail() {
@@ -55,10 +61,11 @@ module_packages() {
 # is slow, and `make test` runs the same tests with it.
 build_tests() {
 	local tests=$VM/root/tests module package dir
-	mkdir -p "$tests"
+	mkdir -p "$tests/programs"
 	: >"$tests/list"
 	for module in . test/vm; do
 		while read -r package dir; do
+			wanted "$package" || continue
 			mkdir -p "$tests/$package"
 			(cd "$module" && CGO_ENABLED=0 go test -c -trimpath -o "$tests/$package/kernel.test" "$package") ||
 				fail "compile the tests of $package"
@@ -67,6 +74,21 @@ build_tests() {
 		done < <(module_packages "$module")
 	done
 	[ -s "$tests/list" ] || fail "no package has a TestKernel"
+	echo "$RUN" >"$tests/run"
+	build_programs "$tests/programs"
+}
+
+# wanted tells whether the package is to run.
+wanted() {
+	[ -z "$PACKAGES" ] || [[ " $PACKAGES " == *" $1 "* ]]
+}
+
+# build_programs makes what tests would build themselves where there is a Go.
+build_programs() {
+	local package
+	for package in ./cmd/envinit ./internal/guest/guesttest/testdata/peer; do
+		CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o "$1/" "$package" || fail "build $package"
+	done
 }
 
 # build_root lays out the disk: busybox, all of the kernel's modules, the tests.
@@ -103,6 +125,14 @@ build_initramfs() {
 	(cd "$dir" && find . | /bin/busybox cpio -o -H newc 2>/dev/null) >"$VM/initramfs.cpio"
 }
 
+# expected_skips lists those of what runs.
+expected_skips() {
+	local package name reason
+	grep -v '^#' test/skips-vm.txt | while read -r package name reason; do
+		if [ -n "$package" ] && wanted "$package" && [[ $name =~ $RUN ]]; then echo "$package $name  $reason"; fi
+	done
+}
+
 # boot runs the VM until it powers off or its time is up.
 boot() {
 	local release=$1 status=0
@@ -136,8 +166,14 @@ echo "test-vm: VM ran for $((SECONDS - begin)) s"
 
 # A VM that died midway leaves a package without its end, which is a failure
 # that results names; testreport prints and counts, in every case.
+skips=test/skips-vm.txt part=
+if [ -n "${VM_PKGS:-}${VM_RUN:-}" ]; then
+	skips=.vm/skips part=1
+	expected_skips >"$skips"
+fi
 status=0
 go -C test/vm run ./results -list "$VM/root/tests/list" <"$VM/results.log" >"$VM/tests.json" || status=1
-go -C tools run ./testreport -stdin -dir "$PWD" -skips test/skips-vm.txt <"$VM/tests.json" || status=1
-rm -rf "$VM/root" "$VM/root.img" "$VM/initramfs" "$VM/initramfs.cpio"
+go -C tools run ./testreport -stdin -dir "$PWD" -skips "$skips" <"$VM/tests.json" || status=1
+rm -rf "$VM/root" "$VM/root.img" "$VM/initramfs" "$VM/initramfs.cpio" "$VM/skips"
+if [ -n "$part" ]; then echo "test-vm: that was a part of the tests (VM_PKGS, VM_RUN)"; fi
 exit $status

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 
 	"hearth/internal/durable"
 	"hearth/internal/env"
@@ -45,7 +46,7 @@ var _ fleet.Store = (*Store)(nil)
 // production, is called as "<op>:before" and "<op>:after" around each Save.
 func Open(path string, fault durable.Fault) (*Store, error) {
 	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second, FreelistType: bolt.FreelistMapType, NoFreelistSync: true})
-	if errors.Is(err, bolt.ErrTimeout) {
+	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, fmt.Errorf("%w: %s is open in another process; stop it, or use another state directory", env.ErrState, path)
 	}
 	if err != nil {

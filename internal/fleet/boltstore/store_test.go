@@ -16,6 +16,7 @@ import (
 func TestStoreKeepsTheContract(t *testing.T) {
 	dirs := map[*testing.T]string{}
 	storetest.Run(t, func(t *testing.T) fleet.Store {
+		t.Helper()
 		if dirs[t] == "" {
 			dirs[t] = t.TempDir()
 		}

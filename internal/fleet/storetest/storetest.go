@@ -3,6 +3,7 @@
 package storetest
 
 import (
+	"errors"
 	"sync"
 
 	"hearth/internal/fleet"
@@ -84,26 +85,23 @@ func (m *Memory) Save(c fleet.Change) error {
 	for _, t := range c.DeleteJoinTokens {
 		delete(m.tokens, t.Hash)
 	}
-	for _, r := range c.Put.Records {
-		m.records[string(r.ID())] = must(fleet.EncodeRecord(r))
-	}
-	for _, a := range c.Put.Answers {
-		m.answers[a.AnswerKey] = must(fleet.EncodeAnswer(a))
-	}
-	for _, k := range c.Put.APIKeys {
-		m.keys[k.ID] = must(fleet.EncodeAPIKey(k))
-	}
-	for _, t := range c.Put.JoinTokens {
-		m.tokens[t.Hash] = must(fleet.EncodeJoinToken(t))
-	}
-	return nil
+	return errors.Join(
+		put(m.records, c.Put.Records, fleet.EncodeRecord, func(r *fleet.Record) string { return string(r.ID()) }),
+		put(m.answers, c.Put.Answers, fleet.EncodeAnswer, func(a *fleet.Answer) fleet.AnswerKey { return a.AnswerKey }),
+		put(m.keys, c.Put.APIKeys, fleet.EncodeAPIKey, func(k fleet.APIKey) string { return k.ID }),
+		put(m.tokens, c.Put.JoinTokens, fleet.EncodeJoinToken, func(t fleet.JoinToken) [32]byte { return t.Hash }),
+	)
 }
 
-func must(b []byte, err error) []byte {
-	if err != nil {
-		panic(err) // test code: the values are the test's own
+func put[K comparable, T any](into map[K][]byte, all []T, encode func(T) ([]byte, error), key func(T) K) error {
+	for _, v := range all {
+		b, err := encode(v)
+		if err != nil {
+			return err
+		}
+		into[key(v)] = b
 	}
-	return b
+	return nil
 }
 
 // Close keeps everything: the same Memory may be used again.

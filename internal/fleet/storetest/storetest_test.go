@@ -9,6 +9,7 @@ import (
 func TestMemoryKeepsTheContract(t *testing.T) {
 	stores := map[*testing.T]*Memory{}
 	Run(t, func(t *testing.T) fleet.Store {
+		t.Helper()
 		if stores[t] == nil {
 			stores[t] = NewMemory()
 		}

@@ -20,6 +20,7 @@ import (
 // Run checks a Store against its contract. Open opens the same store again and
 // again: each time the one before was closed.
 func Run(t *testing.T, open func(*testing.T) fleet.Store) {
+	t.Helper()
 	t.Run("a change is there after reopening, whole", func(t *testing.T) { survives(t, open) })
 	t.Run("epochs rise over restarts", func(t *testing.T) { epochsRise(t, open) })
 }
@@ -42,6 +43,7 @@ func full() fleet.State {
 }
 
 func survives(t *testing.T, open func(*testing.T) fleet.Store) {
+	t.Helper()
 	want := full()
 	s := open(t)
 	check(t, s, fleet.State{})
@@ -67,6 +69,7 @@ func survives(t *testing.T, open func(*testing.T) fleet.Store) {
 }
 
 func epochsRise(t *testing.T, open func(*testing.T) fleet.Store) {
+	t.Helper()
 	s := open(t)
 	last := uint64(0)
 	for range 3 {

@@ -18,6 +18,10 @@ import (
 // idBase is where the environment's ids begin on the host.
 const idBase = 1_500_000_000
 
+// prebuilt names the directory of programs that were built beforehand, for a
+// machine without Go, by their names: envinit, peer.
+const prebuilt = "HEARTH_TEST_PREBUILT"
+
 // busybox is Debian's busybox-static.
 const busybox = "/bin/busybox"
 
@@ -44,14 +48,40 @@ exec busybox chroot . /sbin/envinit
 
 // built is what this test binary has built.
 var built struct {
-	mu  sync.Mutex // guards dir
+	mu  sync.Mutex // guards dir and what is being made in it
 	dir string
 }
 
-// Binary builds envinit, once per test binary.
+// Binary is an envinit, built once per test binary.
 func Binary(t testing.TB) string { return buildOnce(t, "envinit", "hearth/cmd/envinit") }
 
-// Peer builds a program that asks envinit for its status and succeeds if it is
+// shared is a copy of the program that root directories link to, in the ids of
+// the environment: its pages stay those that an emulator has translated.
+func shared(t testing.TB, program string) string {
+	t.Helper()
+	built.mu.Lock()
+	defer built.mu.Unlock()
+	path := filepath.Join(workDir(t), filepath.Base(program)+".shared")
+	if _, err := os.Stat(path); err == nil {
+		return path
+	}
+	copyFile(t, program, path)
+	must(t, os.Lchown(path, idBase, idBase))
+	return path
+}
+
+// workDir goes with Clean. The caller holds built.mu.
+func workDir(t testing.TB) string {
+	t.Helper()
+	if built.dir == "" {
+		dir, err := os.MkdirTemp("", "guesttest-*")
+		must(t, err)
+		built.dir = dir
+	}
+	return built.dir
+}
+
+// Peer is a program that asks envinit for its status and succeeds if it is
 // refused.
 func Peer(t testing.TB) string {
 	return buildOnce(t, "peer", "hearth/internal/guest/guesttest/testdata/peer")
@@ -59,14 +89,12 @@ func Peer(t testing.TB) string {
 
 func buildOnce(t testing.TB, name, pkg string) string {
 	t.Helper()
+	if dir := os.Getenv(prebuilt); dir != "" {
+		return filepath.Join(dir, name)
+	}
 	built.mu.Lock()
 	defer built.mu.Unlock()
-	if built.dir == "" {
-		dir, err := os.MkdirTemp("", "guesttest-*")
-		must(t, err)
-		built.dir = dir
-	}
-	path := filepath.Join(built.dir, name)
+	path := filepath.Join(workDir(t), name)
 	if _, err := os.Stat(path); err == nil {
 		return path
 	}
@@ -146,6 +174,16 @@ func (m *Machine) awaitInit(t testing.TB) {
 	}
 }
 
+// Patience is d, and several times d on a machine that HEARTH_SLOW_MACHINE says
+// is slow, such as an emulated one: for what must happen before a limit that the
+// test itself sets.
+func Patience(d time.Duration) time.Duration {
+	if os.Getenv("HEARTH_SLOW_MACHINE") != "" {
+		return 8 * d
+	}
+	return d
+}
+
 // Ended is closed when pid 1 has gone.
 func (m *Machine) Ended() <-chan struct{} { return m.ended }
 
@@ -160,8 +198,8 @@ func makeRoot(t testing.TB) string {
 	for _, dir := range []string{"bin", "sbin", "proc", "run/hearth", "dev/pts", "etc", "tmp", "root", "workspace"} {
 		must(t, os.MkdirAll(filepath.Join(root, dir), 0o755))
 	}
-	copyFile(t, busybox, filepath.Join(root, "bin/busybox"))
-	copyFile(t, Binary(t), filepath.Join(root, "sbin/envinit"))
+	must(t, os.Link(shared(t, busybox), filepath.Join(root, "bin/busybox")))
+	must(t, os.Link(shared(t, Binary(t)), filepath.Join(root, "sbin/envinit")))
 	applets, err := exec.Command(busybox, "--list").Output()
 	must(t, err)
 	for _, name := range bytes.Fields(applets) {

@@ -134,7 +134,7 @@ func feed(stream execStream, p *guest.Process) error {
 			return nil
 		}
 		if err != nil {
-			return nil // the call is over; forward says how
+			return nil //nolint:nilerr // the call is over; forward says how
 		}
 		if err := obey(m, p); errors.Is(err, env.ErrInvalid) {
 			return err

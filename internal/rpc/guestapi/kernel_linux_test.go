@@ -70,7 +70,7 @@ func (w withToken) RoundTrip(r *http.Request) (*http.Response, error) {
 func startNode(t *testing.T) *node {
 	t.Helper()
 	n := &node{machine: guesttest.Start(t), id: env.NewID()}
-	n.service = guestapi.New(slog.New(slog.NewTextHandler(io.Discard, nil)), known{n.id, guestapi.Session{
+	n.service = guestapi.New(slog.New(slog.DiscardHandler), known{n.id, guestapi.Session{
 		Guest: n.machine.Client,
 		Ports: []env.Port{{Name: "web", Number: 8080, Protocol: env.PortHTTP}, {Name: "echo", Number: 7777, Protocol: env.PortTCP}},
 	}})

@@ -93,7 +93,11 @@ func loadOrCreateKey(dir *durable.Dir) (*ecdsa.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	return key, dir.WriteNew("ca-key", caKeyFile, keyPEM(key), 0o600)
+	encoded, err := keyPEM(key)
+	if err != nil {
+		return nil, err
+	}
+	return key, dir.WriteNew("ca-key", caKeyFile, encoded, 0o600)
 }
 
 func createCA(dir *durable.Dir, instance string, key *ecdsa.PrivateKey, now time.Time) (*CA, error) {

@@ -37,7 +37,11 @@ func NewRequest(hosts []string) (*Request, error) {
 // Bundle is what an agent keeps on disk: key, certificate and authority in one
 // PEM text, so that one rename replaces all three. It holds a private key.
 func (r *Request) Bundle(certificatePEM, caPEM []byte) ([]byte, error) {
-	b := append(keyPEM(r.key), certificatePEM...)
+	b, err := keyPEM(r.key)
+	if err != nil {
+		return nil, err
+	}
+	b = append(b, certificatePEM...)
 	b = append(b, caPEM...)
 	if _, err := ParseBundle(b); err != nil {
 		return nil, err
@@ -112,12 +116,12 @@ func newPair(leafDER, caDER []byte, key *ecdsa.PrivateKey) (tls.Certificate, err
 	return tls.Certificate{Certificate: [][]byte{leafDER, caDER}, PrivateKey: key, Leaf: leaf}, nil
 }
 
-func keyPEM(key *ecdsa.PrivateKey) []byte {
+func keyPEM(key *ecdsa.PrivateKey) ([]byte, error) {
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		panic(err) // cannot be: P-256 is known to crypto/x509
+		return nil, fmt.Errorf("encode private key: %w", err)
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
 func parseKey(raw []byte) (*ecdsa.PrivateKey, error) {

@@ -101,8 +101,12 @@ func TestADamagedAuthorityIsNeverReplaced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	for name, content := range map[string][]byte{"damaged": []byte("x"), "another's": keyPEM(other), "doubled": append(good, good...)} {
+	otherKey, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	other, err := keyPEM(otherKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string][]byte{"damaged": []byte("x"), "another's": other, "doubled": append(good, good...)} {
 		if err := os.WriteFile(key, content, 0o600); err != nil {
 			t.Fatal(err)
 		}
