@@ -24,6 +24,7 @@ import (
 type runtimeAdapter struct {
 	runtime  *ctrd.Runtime
 	initPath string
+	shims    *shims
 }
 
 func (a runtimeAdapter) Image(ctx context.Context, ref string) (warm.Image, error) {
@@ -31,8 +32,18 @@ func (a runtimeAdapter) Image(ctx context.Context, ref string) (warm.Image, erro
 	return warm.Image{Ref: img.Ref, Digest: img.Digest}, err
 }
 
-func (a runtimeAdapter) Prepare(ctx context.Context, slot env.SlotID, image string, ids env.IDRange) (string, error) {
-	img, err := a.runtime.Image(ctx, image)
+// image finds an image again. A reference that names another image than before
+// is refused: what lies on the one must not be said to lie on the other.
+func (a runtimeAdapter) image(ctx context.Context, want warm.Image) (ctrd.Image, error) {
+	img, err := a.runtime.Image(ctx, want.Ref)
+	if err == nil && img.Digest != want.Digest {
+		err = fmt.Errorf("%w: image %s became %s while a slot was made from %s; try again", env.ErrUnavailable, want.Ref, img.Digest, want.Digest)
+	}
+	return img, err
+}
+
+func (a runtimeAdapter) Prepare(ctx context.Context, slot env.SlotID, image warm.Image, ids env.IDRange) (string, error) {
+	img, err := a.image(ctx, image)
 	if err != nil {
 		return "", err
 	}
@@ -41,7 +52,7 @@ func (a runtimeAdapter) Prepare(ctx context.Context, slot env.SlotID, image stri
 }
 
 func (a runtimeAdapter) Create(ctx context.Context, c warm.Container) (int, error) {
-	img, err := a.runtime.Image(ctx, c.Class.Image)
+	img, err := a.image(ctx, c.Image)
 	if err != nil {
 		return 0, err
 	}
@@ -58,12 +69,20 @@ func (a runtimeAdapter) Start(ctx context.Context, slot env.SlotID) error {
 }
 
 func (a runtimeAdapter) Delete(ctx context.Context, slot env.SlotID) error {
-	return a.runtime.Delete(ctx, slot)
+	err := a.runtime.Delete(ctx, slot)
+	if err == nil {
+		a.shims.end(slot)
+	}
+	return err
 }
 
 func (a runtimeAdapter) List(ctx context.Context) (map[env.SlotID]int, error) {
+	a.shims.look()
 	list, err := a.runtime.List(ctx)
 	out := make(map[env.SlotID]int, len(list))
+	for _, slot := range a.shims.slots() {
+		out[slot] = 0 // of no container, unless the list has one
+	}
 	for _, c := range list {
 		out[c.Slot] = 0
 		if c.Status == ctrd.StatusRunning {

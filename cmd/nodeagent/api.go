@@ -70,9 +70,7 @@ func (a *agent) parts() []lifecycle.Part {
 // watchExits tells the node of inits that ended.
 func (a *agent) watchExits(ctx context.Context) error {
 	for exit := range a.runtime.Exits(ctx) {
-		if err := a.node.InitEnded(exit.Slot); err != nil {
-			a.log.Error("init ended", "slot", exit.Slot, "error", err)
-		}
+		a.node.InitEnded(exit.Slot)
 	}
 	<-ctx.Done()
 	return nil

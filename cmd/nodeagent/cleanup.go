@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -13,6 +14,7 @@ import (
 	"hearth/internal/config"
 	"hearth/internal/ctrd"
 	"hearth/internal/durable"
+	"hearth/internal/env"
 	"hearth/internal/netpol"
 	"hearth/internal/obs"
 )
@@ -29,7 +31,7 @@ snapshots stay, unless --all removes the state directory too.
 The agent must not run.`,
 		Example: `  nodeagent cleanup
   nodeagent cleanup --all`,
-		Args: cobra.NoArgs,
+		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := load()
 			if err != nil {
@@ -57,7 +59,11 @@ func cleanup(ctx context.Context, cfg config.Agent, all bool, log *slog.Logger) 
 		return fmt.Errorf("stop the agent first: %w", err)
 	}
 	defer func() { err = errors.Join(err, lock.Unlock()) }()
-	errs := []error{removeContainers(ctx, cfg, log)}
+	// While a slot is left, so is what its containerd needs to remove it.
+	if err := removeContainers(ctx, cfg, log); err != nil {
+		return err
+	}
+	var errs []error
 	if islands, err := netpol.Open(islandConfig(cfg), log); err != nil {
 		errs = append(errs, err)
 	} else {
@@ -73,40 +79,73 @@ func cleanup(ctx context.Context, cfg config.Agent, all bool, log *slog.Logger) 
 	return nil
 }
 
+// slotTimeout bounds the removal of one slot.
+const slotTimeout = 30 * time.Second
+
 // removeContainers kills and deletes every slot, then stops the managed
-// containerd.
+// containerd. It goes on after an error, but leaves containerd then.
 func removeContainers(ctx context.Context, cfg config.Agent, log *slog.Logger) error {
 	tree, err := cgroups.Open(cgroups.Config{Root: cfg.Cgroup.Root}, log)
 	if err != nil {
 		return err
 	}
 	defer tree.Close()
-	slots, err := tree.List()
-	errs := []error{err}
-	for _, slot := range slots {
-		if g, err := tree.Adopt(slot); err == nil {
-			errs = append(errs, g.Kill(ctx), g.Close())
-		}
-	}
 	runtime, err := ctrd.Open(ctx, runtimeConfig(cfg), log)
 	if err != nil {
-		return errors.Join(append(errs, err)...)
+		return err
 	}
 	defer runtime.Close()
-	list, err := runtime.List(ctx)
-	errs = append(errs, err)
-	for _, c := range list {
-		log.Info("slot removed", "slot", c.Slot)
-		errs = append(errs, runtime.Delete(ctx, c.Slot))
-	}
-	for _, slot := range slots {
-		if g, err := tree.Adopt(slot); err == nil {
-			errs = append(errs, g.Remove(ctx))
+	slots, err := slotsOf(ctx, tree, runtime)
+	errs := []error{err}
+	for slot := range slots {
+		if err := removeSlot(ctx, tree, runtime, slot); err != nil {
+			errs = append(errs, fmt.Errorf("remove slot %s: %w", slot, err))
+			continue
 		}
+		log.Info("slot removed", "slot", slot)
 	}
-	errs = append(errs, tree.RemoveRoot())
-	if cfg.Containerd.Managed() {
-		errs = append(errs, runtime.StopManaged(ctx))
+	if err := errors.Join(errs...); err != nil {
+		return err
 	}
-	return errors.Join(errs...)
+	if err := tree.RemoveRoot(); err != nil {
+		return err
+	}
+	if !cfg.Containerd.Managed() {
+		return nil
+	}
+	return runtime.StopManaged(ctx)
+}
+
+// slotsOf lists what has a cgroup or a container.
+func slotsOf(ctx context.Context, tree *cgroups.Tree, runtime *ctrd.Runtime) (map[env.SlotID]bool, error) {
+	slots := map[env.SlotID]bool{}
+	ids, err := tree.List()
+	for _, id := range ids {
+		slots[id] = true
+	}
+	containers, listErr := runtime.List(ctx)
+	for _, c := range containers {
+		slots[c.Slot] = true
+	}
+	return slots, errors.Join(err, listErr)
+}
+
+func removeSlot(ctx context.Context, tree *cgroups.Tree, runtime *ctrd.Runtime, slot env.SlotID) error {
+	ctx, cancel := context.WithTimeout(ctx, slotTimeout)
+	defer cancel()
+	group, err := tree.Adopt(slot)
+	if errors.Is(err, env.ErrNotFound) {
+		return runtime.Delete(ctx, slot)
+	}
+	if err != nil {
+		return err
+	}
+	defer group.Close()
+	if err := group.Kill(ctx); err != nil {
+		return err
+	}
+	if err := runtime.Delete(ctx, slot); err != nil {
+		return err
+	}
+	return group.Remove(ctx)
 }

@@ -18,7 +18,7 @@ func (d *debugger) psCommand() *cobra.Command {
 		Use:     "ps",
 		Short:   "List this node's environments",
 		Example: "  nodeagent debug ps",
-		Args:    cobra.NoArgs,
+		Args:    usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return d.ask(cmd.Context(), func(ctx context.Context, c hearthv1connect.NodeServiceClient) error {
 				r, err := c.List(ctx, &hearthv1.NodeListRequest{})
@@ -46,7 +46,7 @@ func (d *debugger) inspectCommand() *cobra.Command {
 		Use:     "inspect SLOT|ENVIRONMENT",
 		Short:   "Show everything that the agent knows of one slot or environment, as JSON",
 		Example: "  nodeagent debug inspect e-01ktz…",
-		Args:    cobra.ExactArgs(1),
+		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return d.ask(cmd.Context(), func(ctx context.Context, c hearthv1connect.NodeServiceClient) error {
 				r, err := c.Inspect(ctx, &hearthv1.InspectRequest{Name: args[0]})
@@ -64,7 +64,7 @@ func (d *debugger) poolsCommand() *cobra.Command {
 		Use:     "pools",
 		Short:   "Show the pools of ready slots and the node's room",
 		Example: "  nodeagent debug pools",
-		Args:    cobra.NoArgs,
+		Args:    usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return d.ask(cmd.Context(), func(ctx context.Context, c hearthv1connect.NodeServiceClient) error {
 				r, err := c.Inventory(ctx, &hearthv1.InventoryRequest{})

@@ -23,7 +23,7 @@ func (d *debugger) flowsCommand() *cobra.Command {
 		Short: "Show an environment's connections, and what was refused by reason",
 		Example: `  nodeagent debug flows e-01ktz…
   nodeagent debug flows e-01ktz… -o json`,
-		Args: cobra.ExactArgs(1),
+		Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return d.ask(cmd.Context(), func(ctx context.Context, c hearthv1connect.NodeServiceClient) error {
 				r, err := c.Flows(ctx, &hearthv1.FlowsRequest{Environment: args[0]})
@@ -71,7 +71,7 @@ detection is one line. With --follow it goes on until it is interrupted.`,
 		Example: `  nodeagent debug detections
   nodeagent debug detections --follow -o json
   nodeagent debug detections --environment e-01ktz…`,
-		Args: cobra.NoArgs,
+		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return d.ask(cmd.Context(), func(ctx context.Context, c hearthv1connect.NodeServiceClient) error {
 				err := d.detections(ctx, c, &hearthv1.DetectionsRequest{Follow: follow, Environment: environment})

@@ -11,7 +11,7 @@ import (
 )
 
 func imageCommand(e environment, load func() (config.Agent, error)) *cobra.Command {
-	image := &cobra.Command{Use: "image", Short: "Bring images to this node"}
+	image := &cobra.Command{Use: "image", Short: "Bring images to this node", Args: usageArgs(cobra.NoArgs), RunE: showHelp}
 	image.AddCommand(&cobra.Command{
 		Use:   "import ARCHIVE…",
 		Short: "Import OCI archives into the agent's containerd",
@@ -19,7 +19,7 @@ func imageCommand(e environment, load func() (config.Agent, error)) *cobra.Comma
 agent's containerd, so that classes can name their references without a
 registry. It starts the managed containerd if it does not run yet.`,
 		Example: `  nodeagent image import busybox.tar`,
-		Args:    cobra.MinimumNArgs(1),
+		Args:    usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, archives []string) error {
 			cfg, err := load()
 			if err != nil {

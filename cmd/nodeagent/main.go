@@ -75,6 +75,20 @@ func (c exitError) Error() string { return fmt.Sprintf("exit %d", int(c)) }
 // errUsage marks a wrong command line.
 var errUsage = errors.New("see --help")
 
+// usageArgs makes a wrong number of arguments, or an unknown subcommand, an
+// error of usage.
+func usageArgs(args cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, given []string) error {
+		if err := args(cmd, given); err != nil {
+			return fmt.Errorf("%w; %w", err, errUsage)
+		}
+		return nil
+	}
+}
+
+// showHelp is what a command with subcommands does alone.
+func showHelp(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+
 // defaultConfig is read if no --config is given and it exists.
 const defaultConfig = "/etc/hearth/nodeagent.yaml"
 
@@ -85,6 +99,8 @@ func rootCommand(e environment) *cobra.Command {
 		Short:         "Keep warm, isolated environments on this node",
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		Args:          usageArgs(cobra.NoArgs),
+		RunE:          showHelp,
 		Example: `  nodeagent preflight
   nodeagent run --config nodeagent.yaml
   nodeagent image import busybox.tar
@@ -133,7 +149,7 @@ func socketOf(e environment, load func() (config.Agent, error)) func() (string, 
 
 func versionCommand(e environment) *cobra.Command {
 	return &cobra.Command{
-		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Use: "version", Short: "Print the version", Args: usageArgs(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
 			_, err := fmt.Fprintln(e.stdout, version)
 			return err

@@ -30,8 +30,9 @@ type emptyCgroups struct{ cgroupsAdapter }
 func (emptyCgroups) List() ([]env.SlotID, error) { return nil, nil }
 
 // The islands and the sensors load their programs before they describe their
-// metrics, so this needs a kernel.
-func TestKernelEveryMetricIsDocumented(t *testing.T) {
+// metrics, so this needs a kernel; it needs the tree as well, so it is no kernel
+// test, which would run in the VM without it.
+func TestNodeEveryMetricIsDocumented(t *testing.T) {
 	kerneltest.Require(t, kerneltest.BPF())
 	kerneltest.NoLeaks(t)
 	log := slog.New(slog.DiscardHandler)

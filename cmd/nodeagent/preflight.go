@@ -21,7 +21,7 @@ Nothing is left behind. The exit code is 0 if all that is required is there,
 else 3; every row that is not ok says how to mend it.`,
 		Example: `  nodeagent preflight
   nodeagent preflight -o json | jq '.rows[] | select(.state != "ok")'`,
-		Args: cobra.NoArgs,
+		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := load()
 			if err != nil {

@@ -25,7 +25,7 @@ Environments and ready slots outlive the agent, whether it stops or dies: the
 next start takes them back. To remove them, see "nodeagent cleanup".`,
 		Example: `  nodeagent run
   nodeagent run --config ./nodeagent.yaml`,
-		Args: cobra.NoArgs,
+		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := load()
 			if err != nil {

@@ -194,13 +194,13 @@ func (d guestDoor) Authorize(_ context.Context, id env.ID, token string) (guesta
 	if err != nil {
 		return guestapi.Session{}, err
 	}
-	client, ok := access.Guest.(*guest.Client) // guestsAdapter makes no other
-	if !ok {
-		return guestapi.Session{}, fmt.Errorf("guest of %s is a %T", id, access.Guest)
-	}
 	e := access.Environment
 	switch e.Phase {
 	case env.PhaseRunning, env.PhasePaused:
+		client, ok := access.Guest.(*guest.Client) // guestsAdapter makes no other
+		if !ok {
+			return guestapi.Session{}, fmt.Errorf("guest of %s is a %T", id, access.Guest)
+		}
 		return guestapi.Session{Environment: id, Guest: client, Ports: e.Ports, Paused: e.Phase == env.PhasePaused}, nil
 	default:
 		return guestapi.Session{}, fmt.Errorf("%w: environment %s is %s: %s", env.ErrState, id, e.Phase, e.Message)

@@ -163,7 +163,7 @@ func (a *agent) openNode(ctx context.Context, boot string, state *durable.Dir, c
 		WorkDir:        workDir(cfg),
 		PrepareTimeout: 2 * time.Minute, UndoTimeout: 30 * time.Second,
 	}, state, classes, warm.Parts{
-		Runtime:   runtimeAdapter{a.runtime, cfg.InitPath},
+		Runtime:   runtimeAdapter{a.runtime, cfg.InitPath, &shims{namespace: cfg.Containerd.Namespace}},
 		Cgroups:   cgroupsAdapter{a.tree},
 		Islands:   islandsAdapter{a.islands},
 		Inits:     warm.LinuxInits{},

@@ -19,10 +19,6 @@ import (
 	"hearth/internal/env"
 )
 
-// groupAnnotation makes containers share a shim (containerd's
-// cmd/containerd-shim-runc-v2/manager).
-const groupAnnotation = "io.containerd.runc.v2.group"
-
 // Create makes the slot's container and its task: the init process exists in
 // its namespaces and cgroup and waits for Start. Prepare came before. After an
 // error the caller calls Delete.
@@ -40,11 +36,11 @@ func (r *Runtime) Create(ctx context.Context, s Spec) (pid int, err error) {
 		return 0, r.fail(op, err)
 	}
 	oci := ociSpec(s, hostLimits())
-	if group := r.shimGroup(); group != "" {
-		oci.Annotations = map[string]string{groupAnnotation: group}
+	labels := maps.Clone(s.Labels)
+	if labels == nil {
+		labels = map[string]string{}
 	}
-	labels := map[string]string{instanceLabel: r.cfg.Instance}
-	maps.Copy(labels, s.Labels)
+	maps.Copy(labels, r.instanceLabels())
 	c, err := r.client.NewContainer(ctx, string(s.Slot),
 		client.WithSpec(&oci),
 		client.WithContainerLabels(labels),
@@ -59,15 +55,6 @@ func (r *Runtime) Create(ctx context.Context, s Spec) (pid int, err error) {
 		return 0, r.fail(op, err)
 	}
 	return int(task.Pid()), nil
-}
-
-// shimGroup names the shim of the next container; "" is one of its own.
-func (r *Runtime) shimGroup() string {
-	if r.cfg.ShimGroup <= 1 {
-		return ""
-	}
-	n := r.shims.Add(1) - 1
-	return fmt.Sprintf("%s-%s-%d", r.cfg.Instance, r.epoch, n/uint64(r.cfg.ShimGroup))
 }
 
 // Start lets the slot's init process run.
@@ -118,11 +105,11 @@ func (r *Runtime) deleteContainer(ctx context.Context, slot env.SlotID) error {
 	return nil
 }
 
-// List returns every container of ours and, as orphans without labels, every
-// lease and snapshot that has no container: Delete takes them all.
+// List returns every container of this instance and, as orphans without labels,
+// every lease and snapshot of it that has no container: Delete takes them all.
 func (r *Runtime) List(ctx context.Context) ([]Container, error) {
 	ctx = r.namespaced(ctx)
-	records, err := r.client.ContainerService().List(ctx)
+	records, err := r.client.ContainerService().List(ctx, r.ours())
 	if err != nil {
 		return nil, r.fail("list containers", err)
 	}
@@ -135,7 +122,7 @@ func (r *Runtime) List(ctx context.Context) ([]Container, error) {
 	for _, rec := range records {
 		slot, err := env.ParseSlotID(rec.ID)
 		if err != nil {
-			continue // not ours
+			continue // labelled by hand
 		}
 		c := Container{Slot: slot, Status: StatusNone, Labels: rec.Labels}
 		if t := tasks[rec.ID]; t != nil {
@@ -168,7 +155,7 @@ func (r *Runtime) orphans(ctx context.Context, seen map[env.SlotID]bool) ([]Cont
 			out = append(out, Container{Slot: slot, Status: StatusNone})
 		}
 	}
-	held, err := r.client.LeasesService().List(ctx)
+	held, err := r.client.LeasesService().List(ctx, r.ours())
 	if err != nil {
 		return nil, r.fail("list leases", err)
 	}
@@ -178,7 +165,7 @@ func (r *Runtime) orphans(ctx context.Context, seen map[env.SlotID]bool) ([]Cont
 	err = r.snapshots().Walk(ctx, func(_ context.Context, i snapshots.Info) error {
 		add(i.Name)
 		return nil
-	})
+	}, r.ours())
 	return out, r.fail("list snapshots", err)
 }
 

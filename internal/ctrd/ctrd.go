@@ -19,13 +19,10 @@ type Config struct {
 	// BinDir holds containerd and its shim: then this package starts and keeps
 	// a containerd of its own.
 	BinDir string
-	Root   string // the managed containerd's data; must survive a reboot
-	State  string // its socket, pid file, configuration and log; short: a socket's path has at most 107 bytes
+	Root   string // the managed containerd's data and log; must survive a reboot
+	State  string // its socket, pid file, lock and configuration; short: a socket's path has at most 107 bytes
 
 	RuntimeBinary string // runc; "" is BinDir's, or what a given containerd's shim finds in PATH
-	// ShimGroup is how many containers may share one shim: 0 or 1 is a shim
-	// each. At most 8: a shim is one failure domain.
-	ShimGroup int
 	// CertsDir has the registries' certificates and mirrors, laid out as
 	// containerd's certs.d; "" is /etc/containerd/certs.d.
 	CertsDir string
@@ -53,19 +50,18 @@ type Rootfs struct {
 	Lowers []string // topmost first
 }
 
-// Mount is a bind mount of a host path into the container.
+// Mount is a bind mount of a host path into the container: writable, nosuid,
+// nodev. Owners are not shifted: the source belongs to the slot's id range.
 type Mount struct {
-	Source  string
-	Target  string
-	Options []string // without "bind"; empty is rbind,rw,nosuid,nodev
-	IDMap   bool     // shift owners by the slot's id range: the source is owned by container ids
+	Source string
+	Target string
 }
 
 // Spec is all that Create needs of a slot.
 type Spec struct {
 	Slot  env.SlotID
 	Image Image
-	Class env.Class // Env and Resources are read; zero resources set no limit here
+	Class env.Class // Env, which wins over the image's, and Resources are read; zero resources set no limit here
 	IDs   env.IDRange
 
 	UserNS string // "/proc/<child>/ns/user": its maps must be IDs exactly
@@ -73,9 +69,7 @@ type Spec struct {
 
 	CgroupsPath string // cgroups.Group.ContainerPath
 	InitPath    string // host path of envinit, mounted read-only at InitTarget
-	InitArgs    []string
 	Hostname    string
-	Env         map[string]string // wins over the class's, which wins over the image's
 	Mounts      []Mount
 	Labels      map[string]string
 }

@@ -12,7 +12,10 @@
 //     the slot: an agent that dies between two calls leaves nothing that Delete
 //     does not find.
 //   - Delete may be called at every stage and repeated.
+//   - Two instances may share a namespace: each lists only what has its label.
 //   - A managed containerd outlives the agent: it is stopped by StopManaged only.
+//     It is found by its socket and its command line, started by one process at
+//     a time, and its log is bounded.
 //
 // The package refuses to write below a mounted overlay, to freeze by way of
 // containerd (cgroups does that), and to start a container that shares a

@@ -38,7 +38,7 @@ func (r *Runtime) fail(op string, err error) error {
 func (r *Runtime) unreachable(err error) error {
 	mend := "start it, or correct the configured address"
 	if r.cfg.managed() {
-		mend = "see its log " + r.managedPath(logName)
+		mend = "see its log " + r.logPath()
 	}
 	return fmt.Errorf("%w: containerd does not answer at %s; %s: %w", env.ErrUnavailable, r.cfg.Address, mend, err)
 }

@@ -20,8 +20,9 @@ const (
 const codeLost = 255
 
 // Exits tells of init processes that ended, also of those that ended while
-// containerd was away. One may be told twice. The channel is closed when ctx
-// ends; who reads must go on reading until then.
+// containerd was away. One may be told twice, and those of another instance in
+// our namespace are told as well: events carry no labels. The channel is closed
+// when ctx ends; who reads must go on reading until then.
 func (r *Runtime) Exits(ctx context.Context) <-chan Exit {
 	ch := make(chan Exit)
 	go func() {
@@ -124,7 +125,7 @@ func (w *exitWatch) handle(ctx context.Context, e *events.Envelope) error {
 		}
 	case *eventsapi.TaskExit:
 		slot, err := env.ParseSlotID(ev.ContainerID)
-		if err == nil && ev.ID == ev.ContainerID { // ours, and an init process
+		if err == nil && ev.ID == ev.ContainerID { // a slot's, and its init
 			return w.tell(ctx, Exit{Slot: slot, PID: int(ev.Pid), Code: ev.ExitStatus, Time: ev.ExitedAt.AsTime()})
 		}
 	}

@@ -4,60 +4,98 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
 	"golang.org/x/sys/unix"
 
+	"hearth/internal/durable"
 	"hearth/internal/env"
 )
 
 // The managed containerd's files below Config.State.
 const (
 	configName = "containerd.toml"
-	pidName    = "containerd.pid"
-	logName    = "containerd.log"
+	pidName    = "containerd.pid" // for the operator: nothing here reads it
+	lockName   = "containerd.lock"
 	shimDir    = "s" // sockets
 	runcDir    = "runc"
 )
 
+const pollInterval = 20 * time.Millisecond
+
 func (r *Runtime) managedPath(name string) string { return filepath.Join(r.cfg.State, name) }
 
+// logPath is below Root: State is often memory.
+func (r *Runtime) logPath() string { return filepath.Join(r.cfg.Root, "containerd.log") }
+
 // ensureManaged starts our containerd unless one answers, and waits for its
-// first answer.
+// first answer. No two processes do so at once: an image import may begin beside
+// a starting agent, and two containerds on one root wait for each other.
 func (r *Runtime) ensureManaged(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.StartTimeout)
 	defer cancel()
+	unlock, err := r.lockManaged(ctx)
+	if err != nil {
+		return fmt.Errorf("start containerd: %w", err)
+	}
+	defer unlock()
+	if err := boundLog(r.logPath()); err != nil {
+		r.log.Warn("containerd's log is not cut", "err", err)
+	}
 	if r.answers(ctx) == nil {
 		return nil
 	}
-	pid, _ := r.managedPID()
-	if pid == 0 {
-		var err error
-		if pid, err = r.startManaged(); err != nil {
-			return fmt.Errorf("start containerd: %w", err)
-		}
-		r.log.Info("containerd started", "pid", pid, "address", r.cfg.Address)
+	pid, err := r.managedPID()
+	if err == nil && pid == 0 {
+		pid, err = r.startManaged()
 	}
+	if err != nil {
+		return fmt.Errorf("start containerd: %w", err)
+	}
+	return r.awaitAnswer(ctx, pid)
+}
+
+// lockManaged waits for the right to start or stop our containerd. The kernel
+// drops it when this process ends; containerd does not inherit it.
+func (r *Runtime) lockManaged(ctx context.Context) (unlock func(), err error) {
+	if err := os.MkdirAll(r.cfg.State, 0o711); err != nil {
+		return nil, err
+	}
+	for {
+		lock, err := durable.Lock(r.managedPath(lockName))
+		if err == nil {
+			return func() { _ = lock.Unlock() }, nil
+		}
+		if !errors.Is(err, env.ErrState) {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %w", ctx.Err(), err)
+		case <-time.After(pollInterval):
+		}
+	}
+}
+
+func (r *Runtime) awaitAnswer(ctx context.Context, pid int) error {
 	for {
 		err := r.answers(ctx)
 		if err == nil {
 			return nil
 		}
 		if reaped(pid) {
-			return fmt.Errorf("%w; its last words: %s", r.unreachable(err), lastLine(r.managedPath(logName)))
+			return fmt.Errorf("%w; its last words: %s", r.unreachable(err), lastLine(r.logPath()))
 		}
 		select {
 		case <-ctx.Done():
 			return r.unreachable(errors.Join(err, ctx.Err()))
-		case <-time.After(20 * time.Millisecond):
+		case <-time.After(pollInterval):
 		}
 	}
 }
@@ -90,16 +128,13 @@ func (r *Runtime) startManaged() (int, error) {
 	if err := os.MkdirAll(r.cfg.Root, 0o711); err != nil {
 		return 0, err
 	}
-	if err := os.MkdirAll(r.cfg.State, 0o711); err != nil {
-		return 0, err
-	}
 	if err := passable(r.cfg.State); err != nil {
 		return 0, err
 	}
 	if err := os.WriteFile(r.managedPath(configName), []byte(managedConfig(r.cfg)), 0o600); err != nil {
 		return 0, fmt.Errorf("write configuration: %w", err)
 	}
-	log, err := os.OpenFile(r.managedPath(logName), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	log, err := os.OpenFile(r.logPath(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return 0, err
 	}
@@ -114,6 +149,7 @@ func (r *Runtime) startManaged() (int, error) {
 	}
 	pid := cmd.Process.Pid
 	_ = cmd.Process.Release() // reaped by its pid: see reaped
+	r.log.Info("containerd started", "pid", pid, "address", r.cfg.Address)
 	return pid, os.WriteFile(r.managedPath(pidName), []byte(strconv.Itoa(pid)+"\n"), 0o600)
 }
 
@@ -135,85 +171,6 @@ func passable(dir string) error {
 	}
 }
 
-// managedConfig keeps what slots need: overlay, runc tasks, images, transfer.
-func managedConfig(c Config) string {
-	return fmt.Sprintf(`version = 3
-root = %q
-state = %q
-disabled_plugins = [
-  "io.containerd.cri.v1.images",
-  "io.containerd.cri.v1.runtime",
-  "io.containerd.grpc.v1.cri",
-  "io.containerd.grpc.v1.sandbox-controllers",
-  "io.containerd.podsandbox.controller.v1.podsandbox",
-  "io.containerd.nri.v1.nri",
-  "io.containerd.monitor.container.v1.restart",
-  "io.containerd.http.v1.pprof",
-  "io.containerd.internal.v1.opt",
-  "io.containerd.internal.v1.tracing",
-  "io.containerd.tracing.processor.v1.otlp",
-  "io.containerd.image-verifier.v1.bindir",
-  "io.containerd.snapshotter.v1.blockfile",
-  "io.containerd.snapshotter.v1.btrfs",
-  "io.containerd.snapshotter.v1.devmapper",
-  "io.containerd.snapshotter.v1.erofs",
-  "io.containerd.snapshotter.v1.native",
-  "io.containerd.snapshotter.v1.zfs",
-  "io.containerd.differ.v1.erofs",
-]
-
-[grpc]
-  address = %q
-  uid = 0
-  gid = 0
-
-[ttrpc]
-  address = %q
-
-[debug]
-  level = "info"
-`, c.Root, c.State, c.Address, c.Address+".ttrpc") + shimSockets(c)
-}
-
-// maxShimDir is the longest directory that containerd takes for shim sockets
-// (core/runtime/v2/socket_linux.go).
-const maxShimDir = 42
-
-// shimSockets keeps the shims' sockets below State, if that is short enough:
-// grouped shims leave theirs behind, and StopManaged can then remove them.
-func shimSockets(c Config) string {
-	dir := filepath.Join(c.State, shimDir)
-	if len(dir) > maxShimDir {
-		return ""
-	}
-	return fmt.Sprintf(`
-[plugins."io.containerd.shim.v1.manager"]
-  socket_dir = %q
-`, dir)
-}
-
-// managedPID finds our running containerd; 0 if there is none. The pid file
-// alone proves nothing, since pids are reused: the process must have been
-// started with our configuration.
-func (r *Runtime) managedPID() (int, error) {
-	b, err := os.ReadFile(r.managedPath(pidName))
-	if err != nil {
-		return 0, err
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil || pid <= 1 {
-		return 0, fmt.Errorf("%w: pid file %s", env.ErrCorrupt, r.managedPath(pidName))
-	}
-	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
-		return 0, fmt.Errorf("read command line of process %d: %w", pid, err)
-	}
-	if !strings.Contains(string(cmdline), "\x00"+r.managedPath(configName)+"\x00") {
-		return 0, nil
-	}
-	return pid, nil
-}
-
 // Run keeps the managed containerd alive until ctx ends: one that dies is
 // started again, with back-off; containers go on meanwhile. With a given
 // containerd it only waits.
@@ -230,7 +187,7 @@ func (r *Runtime) keepAlive(ctx context.Context) {
 	for ctx.Err() == nil {
 		began := time.Now()
 		if pid, _ := r.managedPID(); pid != 0 {
-			awaitExit(ctx, pid)
+			r.watchManaged(ctx, pid)
 		}
 		if ctx.Err() != nil {
 			return
@@ -238,7 +195,7 @@ func (r *Runtime) keepAlive(ctx context.Context) {
 		if time.Since(began) > 2*maxBackoff {
 			backoff = minBackoff
 		}
-		r.log.Error("containerd is not running, starting it again", "address", r.cfg.Address, "log", r.managedPath(logName))
+		r.log.Error("containerd is not running, starting it again", "address", r.cfg.Address, "log", r.logPath())
 		if err := r.ensureManaged(ctx); err != nil {
 			r.log.Error("containerd does not start", "err", err, "backoff", backoff)
 		}
@@ -250,30 +207,20 @@ func (r *Runtime) keepAlive(ctx context.Context) {
 	}
 }
 
-// awaitExit waits until the process has ended, which it reports, or ctx has. If
-// it is our child it is reaped; another's may stay a zombie for a while.
-func awaitExit(ctx context.Context, pid int) bool {
-	fd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return true // gone
-	}
-	defer func() { _ = unix.Close(fd) }()
+// watchManaged waits until containerd has ended, or ctx has, and keeps its log
+// small meanwhile.
+func (r *Runtime) watchManaged(ctx context.Context, pid int) {
 	for ctx.Err() == nil {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		if n, _ := unix.Poll(fds, 100); n > 0 {
-			reaped(pid)
-			return true
+		hour, cancel := context.WithTimeout(ctx, logInterval)
+		ended := awaitExit(hour, pid)
+		cancel()
+		if ended {
+			return
+		}
+		if err := boundLog(r.logPath()); err != nil {
+			r.log.Warn("containerd's log is not cut", "err", err)
 		}
 	}
-	return false
-}
-
-// reaped reports whether the process has ended, and reaps it if it is our child.
-func reaped(pid int) bool {
-	if got, err := unix.Wait4(pid, nil, unix.WNOHANG, nil); err == nil && got == pid {
-		return true
-	}
-	return errors.Is(unix.Kill(pid, 0), unix.ESRCH)
 }
 
 // StopManaged ends our containerd and removes what it had below State. While
@@ -282,11 +229,18 @@ func (r *Runtime) StopManaged(ctx context.Context) error {
 	if !r.cfg.managed() {
 		return fmt.Errorf("%w: stop containerd: the one at %s is not ours", env.ErrInvalid, r.cfg.Address)
 	}
-	left, err := r.List(ctx)
-	if err == nil && len(left) > 0 {
-		return fmt.Errorf("%w: stop containerd: %d slots are in it; release them first", env.ErrState, len(left))
+	if left := r.countLeft(ctx); left > 0 {
+		return fmt.Errorf("%w: stop containerd: %d slots are in it; release them first", env.ErrState, left)
 	}
-	pid, _ := r.managedPID()
+	unlock, err := r.lockManaged(ctx)
+	if err != nil {
+		return fmt.Errorf("stop containerd: %w", err)
+	}
+	defer unlock()
+	pid, err := r.managedPID()
+	if err != nil {
+		return fmt.Errorf("stop containerd: %w", err)
+	}
 	if pid != 0 {
 		if err := unix.Kill(pid, unix.SIGTERM); err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("stop containerd: %w", err)
@@ -307,11 +261,13 @@ func (r *Runtime) StopManaged(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-func lastLine(path string) string {
-	b, err := os.ReadFile(path)
+// countLeft counts what would lose its containerd: our slots, and containers of
+// another instance in the namespace. One that does not answer counts as empty.
+func (r *Runtime) countLeft(ctx context.Context) int {
+	ours, err := r.List(ctx)
 	if err != nil {
-		return err.Error()
+		return 0
 	}
-	lines := strings.Split(strings.TrimSpace(string(b[max(0, len(b)-4096):])), "\n")
-	return lines[len(lines)-1]
+	all, _ := r.client.ContainerService().List(r.namespaced(ctx))
+	return max(len(ours), len(all))
 }

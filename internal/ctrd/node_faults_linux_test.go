@@ -70,7 +70,7 @@ func TestNodeExitCarriesTheCode(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	exits := n.r.Exits(ctx)
 	m := n.prepare()
-	m.spec.InitArgs = []string{"exit"}
+	m.spec.Class.Env = map[string]string{"PROBE": "exit"}
 	n.create(m)
 	time.Sleep(100 * time.Millisecond) // the subscription
 	if err := n.r.Start(t.Context(), m.spec.Slot); err != nil {
@@ -178,7 +178,7 @@ func TestNodeDeadContainerdIsNamed(t *testing.T) {
 	}
 	awaitExit(t.Context(), pid)
 	_, err := n.r.List(t.Context())
-	if !errors.Is(err, env.ErrUnavailable) || !strings.Contains(err.Error(), n.cfg.State) {
+	if !errors.Is(err, env.ErrUnavailable) || !strings.Contains(err.Error(), n.cfg.Root+"/containerd.log") {
 		t.Errorf("list = %v", err)
 	}
 	t.Log(err)
@@ -209,7 +209,7 @@ func TestNodeContainerdThatCannotStartIsNamed(t *testing.T) {
 		}
 	}
 	_, err = Open(t.Context(), cfg, slog.New(slog.DiscardHandler))
-	if !errors.Is(err, env.ErrUnavailable) || !strings.Contains(err.Error(), "it broke") || !strings.Contains(err.Error(), dir+"/s/containerd.log") {
+	if !errors.Is(err, env.ErrUnavailable) || !strings.Contains(err.Error(), "it broke") || !strings.Contains(err.Error(), dir+"/r/containerd.log") {
 		t.Errorf("broken binary: %v", err)
 	}
 	if err := errors.Join(os.RemoveAll(cfg.State), os.Mkdir(cfg.State, 0o700)); err != nil {
@@ -225,21 +225,4 @@ func TestNodeContainerdThatCannotStartIsNamed(t *testing.T) {
 		t.Errorf("no socket: %v", err)
 	}
 	t.Log(err)
-}
-
-func TestNodeGroupedContainersShareAShim(t *testing.T) {
-	n := startNode(t)
-	n.r.cfg.ShimGroup = 2
-	ms := []*machine{n.run(), n.run(), n.run()}
-	shims := func() int {
-		return len(slices.DeleteFunc(processesNaming(n.dir), func(p string) bool { return !strings.Contains(p, "containerd-shim") }))
-	}
-	if got := shims(); got != 2 {
-		t.Errorf("%d shims for 3 containers, want 2", got)
-	}
-	n.release(ms[0])
-	n.report(ms[1])
-	for _, m := range ms[1:] {
-		n.release(m)
-	}
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -66,7 +67,7 @@ func startNode(t testing.TB) *node {
 	if err := os.Chmod(dir, 0o711); err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, dir: dir, init: buildProbe(t, dir), cfg: Config{
+	n := &node{t: t, dir: dir, init: buildProbe(t, dir, "probe", runtime.GOARCH), cfg: Config{
 		Instance: "hearth", BinDir: bin, Root: dir + "/root", State: dir + "/state",
 		RuntimeBinary: filepath.Join(bin, "runc"),
 	}}
@@ -85,11 +86,11 @@ func startNode(t testing.TB) *node {
 	return n
 }
 
-func buildProbe(t testing.TB, dir string) string {
+func buildProbe(t testing.TB, dir, name, arch string) string {
 	t.Helper()
-	out := filepath.Join(dir, "probe")
-	cmd := exec.Command("go", "build", "-o", out, "./testdata/probe")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	out := filepath.Join(dir, name)
+	cmd := exec.Command("go", "build", "-o", out, "./testdata/"+name)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+arch)
 	if b, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build probe: %v\n%s", err, b)
 	}
@@ -191,7 +192,7 @@ func (n *node) prepare() *machine {
 		Slot: slot, Image: img, IDs: ids,
 		Class:  env.Class{Env: map[string]string{"FROM": "class"}, Resources: env.Resources{CPUMillis: 500, MemoryBytes: 128 << 20, PIDs: 64}},
 		UserNS: fmt.Sprintf("/proc/%d/ns/user", child.Process.Pid), NetNS: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), netns.Fd()),
-		CgroupsPath: g.ContainerPath(), InitPath: n.init, InitArgs: []string{"one"}, Hostname: "box", Labels: map[string]string{"class": "c"},
+		CgroupsPath: g.ContainerPath(), InitPath: n.init, Hostname: "box", Labels: map[string]string{"class": "c"},
 	}, free: func() { _ = child.Process.Kill(); _ = child.Wait(); _ = netns.Close() }}
 }
 

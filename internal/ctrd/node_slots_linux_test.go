@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,7 +23,7 @@ func TestNodeRootInsideIsNobodyOutside(t *testing.T) {
 	a, b := n.run(), n.run()
 	rep := n.report(a)
 	n.report(b)
-	if rep.UID != 0 || rep.PID != 1 || rep.Hostname != "box" || !slices.Equal(rep.Args, []string{InitTarget, "one"}) {
+	if rep.UID != 0 || rep.PID != 1 || rep.Hostname != "box" || !slices.Equal(rep.Args, []string{InitTarget}) {
 		t.Errorf("inside: uid %d, pid %d, host %q, args %q", rep.UID, rep.PID, rep.Hostname, rep.Args)
 	}
 	if rep.Env["FROM"] != "class" || rep.Env["IMAGE"] != "1" || rep.Env["PATH"] != "/bin" {
@@ -60,14 +62,14 @@ func TestNodeSeccompAndCapabilitiesRefuse(t *testing.T) {
 	n := startNode(t)
 	m := n.run()
 	rep := n.report(m)
-	for _, c := range []string{"socket unix", "socket inet", "socket inet6", "socket netlink", "socket ping", "write file", "chown", "lower file"} {
+	for _, c := range []string{"socket unix", "socket inet", "socket inet6", "socket netlink", "socket ping", "socketpair unix", "write file", "chown", "lower file"} {
 		if rep.Calls[c] != "ok" {
 			t.Errorf("%s: %s, want ok", c, rep.Calls[c])
 		}
 	}
 	refused := unix.EPERM.Error()
 	for _, c := range []string{
-		"socket raw", "socket vsock", "socket packet", "socket alg", "socket xdp", "socket rds", "socket tipc",
+		"socketpair inet", "socketpair vsock", "socketpair rds", "socketpair tipc", "socket raw", "socket vsock", "socket packet", "socket alg", "socket xdp", "socket rds", "socket tipc",
 		"io_uring_setup", "bpf", "keyctl", "userfaultfd", "perf_event_open", "unshare user", "unshare mount", "mount", "sethostname",
 	} {
 		if rep.Calls[c] != refused {
@@ -80,6 +82,32 @@ func TestNodeSeccompAndCapabilitiesRefuse(t *testing.T) {
 	}
 	if got, _ := strconv.ParseUint(rep.CapEff, 16, 64); got != want {
 		t.Errorf("effective capabilities %x, want %x", got, want)
+	}
+	n.release(m)
+}
+
+// 32-bit programs have system calls of their own, and socketcall, whose
+// arguments no filter can see.
+func TestNodeSeccompHoldsFor32BitProgramsToo(t *testing.T) {
+	if runtime.GOARCH != "amd64" {
+		t.Skip("32-bit calls are tried on amd64 only")
+	}
+	n := startNode(t)
+	n.init = buildProbe(t, n.dir, "probe32", "386")
+	if b, err := exec.Command(n.init).CombinedOutput(); err != nil {
+		t.Skipf("kerneltest: skip: the kernel runs no 32-bit programs: %v\n%s", err, b)
+	}
+	m := n.run()
+	rep := n.report(m)
+	for _, c := range []string{"socket unix", "socketpair unix"} {
+		if rep.Calls[c] != "ok" {
+			t.Errorf("%s: %s, want ok", c, rep.Calls[c])
+		}
+	}
+	for call, got := range rep.Calls {
+		if !strings.HasSuffix(call, " unix") && got != unix.EPERM.Error() {
+			t.Errorf("%s: %s, want %s", call, got, unix.EPERM.Error())
+		}
 	}
 	n.release(m)
 }
@@ -167,15 +195,14 @@ func TestNodeMountSourcesMayLieBelowAClosedDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.spec.InitPath = closed + "/init"
-	m.spec.Mounts = []Mount{{Source: work, Target: "/workspace", IDMap: true}}
+	m.spec.Mounts = []Mount{{Source: work, Target: "/workspace"}}
 	n.create(m)
 	if err := n.r.Start(t.Context(), m.spec.Slot); err != nil {
 		t.Fatal(err)
 	}
 	n.report(m)
-	var st unix.Stat_t
-	if err := unix.Stat(fmt.Sprintf("/proc/%d/root/workspace/f", m.pid), &st); err != nil || st.Uid != m.spec.IDs.Base {
-		t.Errorf("root's file in the idmapped workspace belongs to %d, %v; want %d", st.Uid, err, m.spec.IDs.Base)
+	if _, err := os.Stat(fmt.Sprintf("/proc/%d/root/workspace/f", m.pid)); err != nil {
+		t.Error(err)
 	}
 	n.release(m)
 }

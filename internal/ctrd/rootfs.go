@@ -15,8 +15,18 @@ import (
 	"hearth/internal/env"
 )
 
-// instanceLabel marks our leases and containers.
+// instanceLabel marks our containers, leases and snapshots: another instance
+// may have the same namespace.
 const instanceLabel = "hearth.run/instance"
+
+func (r *Runtime) instanceLabels() map[string]string {
+	return map[string]string{instanceLabel: r.cfg.Instance}
+}
+
+// ours is containerd's filter for what has our label (pkg/filters).
+func (r *Runtime) ours() string {
+	return fmt.Sprintf("labels.%q==%q", instanceLabel, r.cfg.Instance)
+}
 
 // overlayOptions are added to every mount of ours. Snapshots read the writable
 // layer: it must hold plain files, not references to lower ones.
@@ -37,8 +47,9 @@ func (r *Runtime) Prepare(ctx context.Context, slot env.SlotID, img Image, ids e
 	if err != nil {
 		return Rootfs{}, r.fail(op, err)
 	}
-	labels := client.WithRemapperLabels(0, ids.Base, 0, ids.Base, ids.Size)
-	mounts, err := r.snapshots().Prepare(ctx, string(slot), img.chainID, labels)
+	mounts, err := r.snapshots().Prepare(ctx, string(slot), img.chainID,
+		client.WithRemapperLabels(0, ids.Base, 0, ids.Base, ids.Size),
+		snapshots.WithLabels(r.instanceLabels()))
 	if errdefs.IsAlreadyExists(err) {
 		mounts, err = r.snapshots().Mounts(ctx, string(slot))
 	}
@@ -65,7 +76,7 @@ func (r *Runtime) snapshots() snapshots.Snapshotter {
 // under ctx is held until Delete.
 func (r *Runtime) leased(ctx context.Context, slot env.SlotID) (context.Context, error) {
 	_, err := r.client.LeasesService().Create(ctx, leases.WithID(string(slot)),
-		leases.WithLabel(instanceLabel, r.cfg.Instance))
+		leases.WithLabels(r.instanceLabels()))
 	if err != nil && !errdefs.IsAlreadyExists(err) {
 		return nil, err
 	}

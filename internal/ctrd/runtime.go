@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -18,18 +17,13 @@ import (
 // runtimeName is the shim's name in containerd.
 const runtimeName = "io.containerd.runc.v2"
 
-const (
-	defaultStartTimeout = 15 * time.Second
-	maxShimGroup        = 8
-)
+const defaultStartTimeout = 15 * time.Second
 
 // Runtime is a connection to one containerd. It is safe for concurrent use.
 type Runtime struct {
 	cfg    Config
 	log    *slog.Logger
 	client *client.Client
-	shims  atomic.Uint64 // containers created, for shim groups
-	epoch  string        // makes shim groups of this process its own
 }
 
 // Open connects to containerd. With Config.BinDir it first starts a containerd
@@ -40,7 +34,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Runtime, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Runtime{cfg: cfg, log: log, epoch: string(env.NewSlotID())[2:12]}
+	r := &Runtime{cfg: cfg, log: log}
 	if cfg.managed() {
 		if err := r.ensureManaged(ctx); err != nil {
 			return nil, err
@@ -86,9 +80,6 @@ func (c Config) complete() (Config, error) {
 	}
 	if c.StartTimeout == 0 {
 		c.StartTimeout = defaultStartTimeout
-	}
-	if c.ShimGroup > maxShimGroup {
-		return c, fmt.Errorf("%w: containerd: %d containers share one shim; at most %d may, since a shim is one failure domain", env.ErrInvalid, c.ShimGroup, maxShimGroup)
 	}
 	if !c.managed() {
 		if c.Address == "" {

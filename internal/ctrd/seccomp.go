@@ -22,6 +22,12 @@ var refusedSyscalls = []string{
 // AF_TIPC, AF_KEY and the rest.
 var socketFamilies = []uint64{1, 2, 10, 16}
 
+// pairFamilies are the families of which a connected pair may be made: AF_UNIX.
+// No other that may be opened can do it, but the kernel makes both sockets
+// before it asks the family (__sys_socketpair in net/socket.c), and loads the
+// module of one that is not there (__sock_create).
+var pairFamilies = []uint64{1}
+
 // seccompProfile is containerd's default, narrowed. The default depends on the
 // spec's capabilities: without SYS_ADMIN there is no mount, unshare, setns and
 // no clone of namespaces.
@@ -29,8 +35,8 @@ func seccompProfile(spec *specs.Spec) *specs.LinuxSeccomp {
 	p := seccomp.DefaultProfile(spec)
 	// x32 is a second system call table that nothing uses.
 	p.Architectures = slices.DeleteFunc(p.Architectures, func(a specs.Arch) bool { return a == specs.ArchX32 })
-	refused := append([]string{"socket"}, refusedSyscalls...)
-	kept := make([]specs.LinuxSyscall, 0, len(p.Syscalls)+len(socketFamilies))
+	refused := append([]string{"socket", "socketpair"}, refusedSyscalls...)
+	kept := make([]specs.LinuxSyscall, 0, len(p.Syscalls)+len(socketFamilies)+len(pairFamilies))
 	for _, rule := range p.Syscalls {
 		rule.Names = slices.DeleteFunc(slices.Clone(rule.Names), func(n string) bool {
 			return rule.Action == specs.ActAllow && slices.Contains(refused, n)
@@ -40,12 +46,19 @@ func seccompProfile(spec *specs.Spec) *specs.LinuxSeccomp {
 		}
 	}
 	for _, family := range socketFamilies {
-		kept = append(kept, specs.LinuxSyscall{
-			Names:  []string{"socket"},
-			Action: specs.ActAllow,
-			Args:   []specs.LinuxSeccompArg{{Index: 0, Value: family, Op: specs.OpEqualTo}},
-		})
+		kept = append(kept, allowFamily("socket", family))
+	}
+	for _, family := range pairFamilies {
+		kept = append(kept, allowFamily("socketpair", family))
 	}
 	p.Syscalls = kept
 	return p
+}
+
+func allowFamily(call string, family uint64) specs.LinuxSyscall {
+	return specs.LinuxSyscall{
+		Names:  []string{call},
+		Action: specs.ActAllow,
+		Args:   []specs.LinuxSeccompArg{{Index: 0, Value: family, Op: specs.OpEqualTo}},
+	}
 }

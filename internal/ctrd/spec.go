@@ -53,7 +53,7 @@ func ociSpec(s Spec, l limits) specs.Spec {
 		Root:     &specs.Root{Path: "rootfs"},
 		Hostname: s.Hostname,
 		Process:  process(s, l),
-		Mounts:   mounts(s, ids),
+		Mounts:   mounts(s),
 		Linux: &specs.Linux{
 			CgroupsPath: s.CgroupsPath,
 			// The maps must be in the spec although the namespace exists:
@@ -86,7 +86,7 @@ func process(s Spec, l limits) *specs.Process {
 	hard := min(l.noFile, maxNoFile)
 	score := oomScoreAdj
 	return &specs.Process{
-		Args: append([]string{InitTarget}, s.InitArgs...),
+		Args: []string{InitTarget},
 		Env:  environment(s),
 		Cwd:  "/",
 		User: specs.User{},
@@ -106,8 +106,8 @@ func process(s Spec, l limits) *specs.Process {
 	}
 }
 
-// environment merges the variables: the spec's win over the class's, these over
-// the image's. The result is sorted.
+// environment merges the variables: the class's win over the image's. The
+// result is sorted.
 func environment(s Spec) []string {
 	vars := map[string]string{"PATH": defaultPath, "HOME": "/root"}
 	for _, kv := range s.Image.Env {
@@ -116,7 +116,6 @@ func environment(s Spec) []string {
 		}
 	}
 	maps.Copy(vars, s.Class.Env)
-	maps.Copy(vars, s.Env)
 	out := make([]string, 0, len(vars))
 	for _, k := range slices.Sorted(maps.Keys(vars)) {
 		out = append(out, k+"="+vars[k])
@@ -124,7 +123,7 @@ func environment(s Spec) []string {
 	return out
 }
 
-func mounts(s Spec, ids []specs.LinuxIDMapping) []specs.Mount {
+func mounts(s Spec) []specs.Mount {
 	shm := fmt.Sprintf("size=%d", max(s.Class.Resources.MemoryBytes/2, minShm))
 	ms := []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
@@ -141,21 +140,9 @@ func mounts(s Spec, ids []specs.LinuxIDMapping) []specs.Mount {
 		{Destination: InitTarget, Type: "bind", Source: s.InitPath, Options: []string{"bind", "ro", "nosuid", "nodev"}},
 	}
 	for _, m := range s.Mounts {
-		ms = append(ms, bind(m, ids))
+		ms = append(ms, specs.Mount{Destination: m.Target, Type: "bind", Source: m.Source, Options: []string{"rbind", "rw", "nosuid", "nodev"}})
 	}
 	return ms
-}
-
-func bind(m Mount, ids []specs.LinuxIDMapping) specs.Mount {
-	options := m.Options
-	if len(options) == 0 {
-		options = []string{"rw", "nosuid", "nodev"}
-	}
-	out := specs.Mount{Destination: m.Target, Type: "bind", Source: m.Source, Options: append([]string{"rbind"}, options...)}
-	if m.IDMap {
-		out.UIDMappings, out.GIDMappings = ids, ids
-	}
-	return out
 }
 
 func resources(r env.Resources) *specs.LinuxResources {

@@ -58,8 +58,8 @@ func (f *Fleet) reach(r *Record) (hearthv1connect.NodeServiceClient, error) {
 
 // nodeKey makes the caller's key one for the node, where tenants share a space.
 func nodeKey(tenant, method, key string) (string, error) {
-	if key == "" || len(key) > maxKey {
-		return "", fmt.Errorf("%w: idempotency key: give 1 to %d characters", env.ErrInvalid, maxKey)
+	if err := checkKey(key); err != nil {
+		return "", err
 	}
 	sum := sha256.Sum256([]byte(tenant + "\x00" + method + "\x00" + key))
 	return hex.EncodeToString(sum[:]), nil

@@ -23,11 +23,14 @@ func (f *Fleet) Claim(ctx context.Context, p Principal, idempotencyKey string, s
 	if err != nil {
 		return nil, err
 	}
-	if spec.GetClass() == "" {
-		return nil, fmt.Errorf("%w: class is missing", env.ErrInvalid)
+	if spec == nil {
+		spec = &hearthv1.ClaimSpec{}
 	}
 	spec = proto.CloneOf(spec)
 	spec.Tenant = tenant
+	if err := checkSpec(spec); err != nil {
+		return nil, err
+	}
 	request, err := digest("Claim", spec)
 	if err != nil {
 		return nil, err
@@ -200,10 +203,19 @@ func (c *claiming) attempt(ctx context.Context, d placement.Decision) (resp *hea
 	}
 }
 
+// What is kept of the nodes that did not take a claim: it goes into the answer,
+// which is stored. The log has all.
+const (
+	maxReason  = 300 // characters
+	maxReasons = 16
+)
+
 func (c *claiming) note(node, how string, err error) {
-	why := how + err.Error()
+	why := fmt.Sprintf("%s%.*s", how, maxReason, err)
 	c.request.Exclude[node] = why
-	c.refused = append(c.refused, node+": "+why)
+	if len(c.refused) < maxReasons {
+		c.refused = append(c.refused, node+": "+why)
+	}
 	c.f.log.Info("node did not take claim", "environment", c.record.ID(), "node", node, "reason", why)
 }
 
@@ -290,7 +302,7 @@ func (c *claiming) giveUp(cause error) error {
 	default:
 		r = r.clone()
 		r.Changed = time.Now()
-		r.Environment.Phase, r.Environment.Message = hearthv1.Phase_PHASE_FAILED, "the claim failed: "+cause.Error()
+		r.giveUp("the claim failed: " + cause.Error())
 		change.Put.Records = []*Record{r}
 	}
 	return errors.Join(cause, c.f.save(change))

@@ -22,6 +22,7 @@ type storedRecord struct {
 	Changed     time.Time   `json:"changed"`
 	Stale       []Placement `json:"stale,omitempty"`
 	Snapshots   bool        `json:"snapshots,omitempty"`
+	Ended       bool        `json:"ended,omitempty"`
 }
 
 // EncodeRecord gives the bytes that a Store keeps.
@@ -30,7 +31,7 @@ func EncodeRecord(r *Record) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode record %s: %w", r.ID(), err)
 	}
-	return json.Marshal(storedRecord{format, e, r.Changed.UTC().Round(0), r.Stale, r.Snapshots})
+	return json.Marshal(storedRecord{format, e, r.Changed.UTC().Round(0), r.Stale, r.Snapshots, r.Ended})
 }
 
 // DecodeRecord reads them back. Damaged ones are env.ErrCorrupt.
@@ -43,7 +44,7 @@ func DecodeRecord(b []byte) (*Record, error) {
 	if err := proto.Unmarshal(s.Environment, e); err != nil {
 		return nil, fmt.Errorf("%w: stored environment: %s", env.ErrCorrupt, err)
 	}
-	return &Record{Environment: e, Changed: s.Changed, Stale: s.Stale, Snapshots: s.Snapshots}, nil
+	return &Record{Environment: e, Changed: s.Changed, Stale: s.Stale, Snapshots: s.Snapshots, Ended: s.Ended}, nil
 }
 
 type storedAnswer struct {

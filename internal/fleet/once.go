@@ -11,13 +11,11 @@ import (
 	"hearth/internal/env"
 )
 
-const maxKey = 128
-
 // begin takes the idempotency key for one call: a second call with it waits for
 // the first to end. Prior is what is known of the key; end gives it back.
 func (f *Fleet) begin(ctx context.Context, key AnswerKey, request [sha256.Size]byte) (prior *Answer, end func(), err error) {
-	if key.Key == "" || len(key.Key) > maxKey {
-		return nil, nil, fmt.Errorf("%w: idempotency key: give 1 to %d characters, new for every request and the same when repeating it", env.ErrInvalid, maxKey)
+	if err := checkKey(key.Key); err != nil {
+		return nil, nil, err
 	}
 	for {
 		f.mu.Lock()

@@ -32,6 +32,8 @@ func judge(node string, e *hearthv1.Environment, have *Record) action {
 		return adopt
 	case e.GetPhase() == hearthv1.Phase_PHASE_RELEASED:
 		return keep
+	case have.Ended:
+		return release
 	case have.Phase() == env.PhaseFailed && !have.isStale(node) && e.GetGeneration() >= have.Environment.GetGeneration():
 		// It failed by itself, or its node had denied it. Nobody has asked for
 		// its end, so what is left stays until somebody does.

@@ -23,6 +23,10 @@ type Record struct {
 	// Snapshots is true if the environment may have left snapshots on its node.
 	// Such a record outlives the environment: it says whose they are.
 	Snapshots bool
+	// Ended is true once the controller has decided the end: whatever of the
+	// environment a node shows from then on is released. An environment that
+	// failed by itself, or that its node denied, is not ended.
+	Ended bool
 }
 
 // Placement is one generation of an environment on one node.
@@ -56,7 +60,13 @@ func (r *Record) final() bool {
 // end makes the record final and its placement stale.
 func (r *Record) end(p hearthv1.Phase, message string) {
 	r.makeStale()
-	r.Environment.Phase, r.Environment.Message = p, message
+	r.Environment.Phase, r.Environment.Message, r.Ended = p, message, true
+}
+
+// giveUp ends what nobody was told of, and whose placements that may exist are
+// stale already.
+func (r *Record) giveUp(message string) {
+	r.Environment.Phase, r.Environment.Message, r.Ended = hearthv1.Phase_PHASE_FAILED, message, true
 }
 
 // makeStale remembers the current placement as one to be released.

@@ -16,6 +16,8 @@ const (
 	MaxVariablesBytes = 64 << 10
 	MaxMetadataBytes  = 64 << 10
 	MaxLabels         = 64
+	MaxLabelsBytes    = 4 << 10
+	maxTenant         = 63
 	maxHostname       = 63 // RFC 1123 label, and below the kernel's 64
 	maxKey            = 128
 )
@@ -34,6 +36,8 @@ type Claim struct {
 	Labels     map[string]string
 	Snapshot   env.SnapshotID // restored before the first process; empty for none
 	WarmOnly   bool           // refuse instead of starting a container
+
+	forked bool // the claim began the lineage of its environment
 }
 
 // Answer is a claim's outcome.
@@ -90,8 +94,11 @@ func (c *Claim) validate() error {
 	if len(c.Metadata) > 0 && !json.Valid(c.Metadata) {
 		return fmt.Errorf("%w: metadata is not JSON", env.ErrInvalid)
 	}
-	if len(c.Labels) > MaxLabels {
-		return fmt.Errorf("%w: %d labels, at most %d", env.ErrInvalid, len(c.Labels), MaxLabels)
+	if len(c.Tenant) > maxTenant {
+		return fmt.Errorf("%w: tenant of %d bytes, at most %d", env.ErrInvalid, len(c.Tenant), maxTenant)
+	}
+	if err := validLabels(c.Labels); err != nil {
+		return err
 	}
 	return validVariables(c.Variables)
 }
@@ -99,6 +106,20 @@ func (c *Claim) validate() error {
 func validHostname(name string) error {
 	if len(name) > maxHostname || strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-") != "" {
 		return fmt.Errorf("%w: hostname %.80q: letters, digits and hyphens, at most %d", env.ErrInvalid, name, maxHostname)
+	}
+	return nil
+}
+
+func validLabels(labels map[string]string) error {
+	if len(labels) > MaxLabels {
+		return fmt.Errorf("%w: %d labels, at most %d", env.ErrInvalid, len(labels), MaxLabels)
+	}
+	size := 0
+	for key, value := range labels {
+		size += len(key) + len(value)
+	}
+	if size > MaxLabelsBytes {
+		return fmt.Errorf("%w: labels of %d bytes in all, at most %d", env.ErrInvalid, size, MaxLabelsBytes)
 	}
 	return nil
 }

@@ -70,6 +70,7 @@ func FuzzReplayVisit(f *testing.F) {
 }
 
 func TestJudgeKeepsOnlyWhatIsCertain(t *testing.T) {
+	dead := finding{island: true}
 	whole := finding{initAlive: true, island: true}
 	frozen := finding{initAlive: true, island: true, frozen: true}
 	claimed := func(p env.Phase) slotState {
@@ -83,18 +84,25 @@ func TestJudgeKeepsOnlyWhatIsCertain(t *testing.T) {
 		"being prepared":        {slotState{Phase: env.SlotPreparing}, frozen, destroy},
 		"ready":                 {slotState{Phase: env.SlotReady}, frozen, keepReady},
 		"ready but running":     {slotState{Phase: env.SlotReady}, whole, destroy},
+		"failed":                {slotState{Phase: env.SlotClaimed, Env: &envState{Phase: env.PhaseFailed}}, dead, keepFailed},
+		"died with the agent":   {slotState{Phase: env.SlotClaimed, Env: &envState{Phase: env.PhaseRunning}}, finding{}, keepFailed},
+		"died in its claim":     {slotState{Phase: env.SlotClaimed, Env: &envState{Phase: env.PhaseClaiming}}, dead, destroy},
+		"died in its release":   {slotState{Phase: env.SlotClaimed, Env: &envState{Phase: env.PhaseReleased}}, dead, destroy},
 		"ready without island":  {slotState{Phase: env.SlotReady}, finding{initAlive: true, frozen: true}, destroy},
 		"claim under way":       {claimed(env.PhaseClaiming), whole, destroy},
 		"running":               {claimed(env.PhaseRunning), whole, keepEnvironment},
 		"frozen by a snapshot":  {claimed(env.PhaseRunning), frozen, keepEnvironment},
 		"paused":                {claimed(env.PhasePaused), frozen, keepEnvironment},
 		"quarantined":           {claimed(env.PhaseQuarantined), frozen, keepEnvironment},
-		"init gone":             {claimed(env.PhaseRunning), finding{island: true}, destroy},
+		"init gone":             {claimed(env.PhaseRunning), finding{island: true}, keepFailed},
+		"island gone":           {claimed(env.PhaseRunning), finding{initAlive: true}, keepFailed},
+		"failed before":         {claimed(env.PhaseFailed), finding{}, keepFailed},
+		"ready without init":    {slotState{Phase: env.SlotReady}, finding{island: true, frozen: true}, destroy},
 		"release under way":     {claimed(env.PhaseReleased), frozen, destroy},
 		"claimed without owner": {slotState{Phase: env.SlotClaimed}, frozen, destroy},
 	} {
 		got, why := judge(test.state, test.found)
-		if got != test.want || (got == destroy) == (why == "") {
+		if kept := got == keepReady || got == keepEnvironment; got != test.want || kept == (why != "") {
 			t.Errorf("%s: judge = %v %q, want %v", name, got, why, test.want)
 		}
 	}

@@ -4,99 +4,101 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"hearth/internal/env"
 )
 
-// Pause freezes an environment until Resume.
+// Pause freezes an environment until Resume. Repeating it freezes again, in
+// case the first try did not complete.
 func (n *Node) Pause(ctx context.Context, id env.ID) (Environment, error) {
-	return n.freezeAs(ctx, id, env.PhasePaused, "")
-}
-
-// freezeAs journals the phase, then freezes. Repeating it is no error.
-func (n *Node) freezeAs(ctx context.Context, id env.ID, phase env.Phase, message string) (Environment, error) {
-	s, done, err := n.hold(id)
-	if err != nil {
-		return Environment{}, err
-	}
-	defer done()
-	switch now := n.stateOf(s).Env.Phase; {
-	case now == phase:
-		return n.viewOf(s), nil
-	case now == env.PhaseQuarantined, now == env.PhaseFailed:
-		return Environment{}, stateError(id, now, "release it")
-	}
-	if err := n.setPhase(s, phase, message); err != nil {
-		return Environment{}, err
-	}
-	if err := n.freeze(ctx, s); err != nil {
-		return Environment{}, err
-	}
-	return n.viewOf(s), nil
-}
-
-func (n *Node) freeze(ctx context.Context, s *slot) error {
-	ctx, cancel := context.WithTimeout(ctx, n.cfg.UndoTimeout)
-	defer cancel()
-	return s.cgroup.Freeze(ctx)
+	return n.switchTo(ctx, id, env.PhasePaused)
 }
 
 // Resume thaws a paused environment.
 func (n *Node) Resume(ctx context.Context, id env.ID) (Environment, error) {
-	s, done, err := n.hold(id)
+	return n.switchTo(ctx, id, env.PhaseRunning)
+}
+
+// switchTo journals running or paused, then settles the freezer.
+func (n *Node) switchTo(ctx context.Context, id env.ID, phase env.Phase) (Environment, error) {
+	s, done, err := n.hold(ctx, id)
 	if err != nil {
 		return Environment{}, err
 	}
 	defer done()
-	switch now := n.stateOf(s).Env.Phase; now {
-	case env.PhaseRunning:
-		return n.viewOf(s), nil
-	case env.PhasePaused:
-	default:
-		return Environment{}, stateError(id, now, "release it")
-	}
-	if err := n.setPhase(s, env.PhaseRunning, ""); err != nil {
+	if err := n.setPhase(s, phase, "", env.PhaseRunning, env.PhasePaused); err != nil {
 		return Environment{}, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, n.cfg.UndoTimeout)
-	defer cancel()
-	if err := s.cgroup.Thaw(ctx); err != nil {
+	if err := n.settle(ctx, s); err != nil {
 		return Environment{}, err
 	}
 	return n.viewOf(s), nil
 }
 
-// Quarantine locks and freezes a slot that detection found guilty. A slot that
-// nobody claimed is destroyed.
+// settle brings the freezer to what the environment's phase wants. Whoever
+// changes the phase settles it afterwards, so the last change wins.
+func (n *Node) settle(ctx context.Context, s *slot) error {
+	s.settling.Lock()
+	defer s.settling.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, n.cfg.UndoTimeout)
+	defer cancel()
+	if wantsFrozen(n.stateOf(s).Env.Phase) {
+		return s.cgroup.Freeze(ctx)
+	}
+	return s.cgroup.Thaw(ctx)
+}
+
+// Quarantine locks and freezes a slot that detection found guilty. It waits for
+// no other operation: a snapshot under way leaves the environment frozen, a
+// claim under way is followed by it. A slot that nobody claimed is destroyed.
+// A journal that cannot be written does not stop it.
 func (n *Node) Quarantine(ctx context.Context, id env.SlotID, why string) error {
 	n.mu.Lock()
 	s := n.slots[id]
-	var environment env.ID
-	if s != nil && s.state.Env != nil {
-		environment = s.state.Env.ID
+	if s == nil || s.doomed {
+		n.mu.Unlock()
+		return fmt.Errorf("%w: slot %s", env.ErrNotFound, id)
 	}
-	pooled := s != nil && environment == "" && n.takeLocked(s)
+	claimed := s.state.Env != nil
+	if claimed && n.pending[s.state.Env.ID] {
+		s.condemned = why
+	}
+	pending, pooled := s.condemned != "" && claimed && n.pending[s.state.Env.ID], !claimed && n.takeLocked(s)
 	n.mu.Unlock()
 	switch {
-	case s == nil:
-		return fmt.Errorf("%w: slot %s", env.ErrNotFound, id)
 	case pooled:
 		return n.destroy(context.WithoutCancel(ctx), s)
-	case environment == "":
+	case !claimed:
 		return fmt.Errorf("%w: slot %s is being prepared", env.ErrState, id)
+	case pending:
+		return n.parts.Islands.Lock(id)
 	}
-	if err := n.parts.Islands.Lock(id); err != nil {
+	return errors.Join(n.parts.Islands.Lock(id), n.quarantine(ctx, s, why))
+}
+
+// quarantine sets the phase, in memory alone if it must, and freezes.
+func (n *Node) quarantine(ctx context.Context, s *slot, why string) error {
+	err := n.setPhase(s, env.PhaseQuarantined, why, env.PhaseRunning, env.PhasePaused)
+	switch {
+	case errors.Is(err, env.ErrState):
 		return err
+	case err != nil:
+		n.log.Error("journal quarantine; it holds until the agent's restart", "slot", s.id, "error", err)
+		n.mu.Lock()
+		e := *s.state.Env
+		e.Phase, e.Message = env.PhaseQuarantined, why
+		s.state.Env = &e
+		n.mu.Unlock()
 	}
-	_, err := n.freezeAs(ctx, environment, env.PhaseQuarantined, why)
-	return err
+	return n.settle(ctx, s)
 }
 
 // Snapshot captures an environment's files. A running one is frozen for the
 // moment that the capture needs.
 func (n *Node) Snapshot(ctx context.Context, id env.ID) (env.Snapshot, error) {
-	s, done, err := n.hold(id)
+	s, done, err := n.hold(ctx, id)
 	if err != nil {
 		return env.Snapshot{}, err
 	}
@@ -108,24 +110,30 @@ func (n *Node) Snapshot(ctx context.Context, id env.ID) (env.Snapshot, error) {
 func (n *Node) snapshot(ctx context.Context, s *slot) (env.Snapshot, error) {
 	st := n.stateOf(s)
 	files := Files{Upper: st.Upper, Workspace: n.workspace(s.id), IDs: st.IDs}
-	var freeze Freezer = s.cgroup
-	if wantsFrozen(st.Env.Phase) {
-		freeze = frozenAlready{}
-	}
-	snap, err := n.parts.Snapshots.Capture(ctx, st.Env.ID, st.Class, st.Image, files, freeze)
+	snap, err := n.parts.Snapshots.Capture(ctx, st.Env.ID, st.Class, st.Image, files, freezeWindow{n, s})
 	if err != nil {
 		return env.Snapshot{}, fmt.Errorf("snapshot environment %s: %w", st.Env.ID, err)
 	}
 	return snap, nil
 }
 
-// frozenAlready is the freezer of an environment that must stay frozen.
-type frozenAlready struct{}
+// freezeWindow freezes an environment for a capture. Its end leaves frozen what
+// must be: a paused environment, or one quarantined meanwhile.
+type freezeWindow struct {
+	node *Node
+	slot *slot
+}
 
-func (frozenAlready) Freeze(context.Context) error { return nil }
-func (frozenAlready) Thaw(context.Context) error   { return nil }
+func (w freezeWindow) Freeze(ctx context.Context) error {
+	w.slot.settling.Lock()
+	defer w.slot.settling.Unlock()
+	return w.slot.cgroup.Freeze(ctx)
+}
 
-// Fork captures an environment and claims copies of it.
+func (w freezeWindow) Thaw(ctx context.Context) error { return w.node.settle(ctx, w.slot) }
+
+// Fork captures an environment and claims copies of it. Either all children
+// come or none stays.
 func (n *Node) Fork(ctx context.Context, id env.ID, children []Claim) (env.Snapshot, []Answer, error) {
 	s, err := n.find(id)
 	if err != nil {
@@ -141,42 +149,67 @@ func (n *Node) Fork(ctx context.Context, id env.ID, children []Claim) (env.Snaps
 		child.Class, child.Tenant, child.Snapshot = st.Class, st.Env.Tenant, snap.ID
 		answer, err := n.Claim(ctx, child)
 		if err != nil {
-			return snap, answers, fmt.Errorf("child %d of %d: %w", len(answers)+1, len(children), err)
+			err = fmt.Errorf("child %d of %d: %w", len(answers)+1, len(children), err)
+			return snap, nil, errors.Join(err, n.releaseAll(context.WithoutCancel(ctx), answers))
 		}
 		answers = append(answers, answer)
 	}
 	return snap, answers, nil
 }
 
+// releaseAll takes back claims that have been answered to nobody.
+func (n *Node) releaseAll(ctx context.Context, answers []Answer) error {
+	var errs []error
+	for _, a := range answers {
+		_, err := n.release(ctx, a.Environment.ID, 0, keepNothing)
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
 // Release removes an environment and every trace of it, taking a snapshot
 // first if asked or if its class says so; without that snapshot it is kept. A
-// generation other than 0 must be the environment's.
+// caller that names a generation releases no newer one.
 func (n *Node) Release(ctx context.Context, id env.ID, gen env.Generation, snapshot bool) (env.Snapshot, error) {
+	keep := keepAsClassSays
+	if snapshot {
+		keep = keepSnapshot
+	}
+	return n.release(ctx, id, gen, keep)
+}
+
+// keep says whether a release takes a snapshot first.
+type keep int
+
+const (
+	keepAsClassSays keep = iota
+	keepSnapshot
+	keepNothing
+)
+
+func (n *Node) release(ctx context.Context, id env.ID, gen env.Generation, keep keep) (env.Snapshot, error) {
 	start := time.Now()
-	s, done, err := n.hold(id)
+	s, done, err := n.hold(ctx, id)
 	if err != nil {
 		return env.Snapshot{}, err
 	}
 	defer done()
-	if own := n.stateOf(s).Env.Generation; gen != 0 && gen != own {
-		return env.Snapshot{}, fmt.Errorf("%w: environment %s has generation %d here, not %d", env.ErrFenced, id, own, gen)
+	if own := n.stateOf(s).Env.Generation; gen != 0 && gen < own {
+		return env.Snapshot{}, fmt.Errorf("%w: environment %s has generation %d here, newer than %d", env.ErrFenced, id, own, gen)
 	}
 	var snap env.Snapshot
-	if snapshot || s.class.Snapshot.OnRelease {
+	if keep == keepSnapshot || keep == keepAsClassSays && s.class.Snapshot.OnRelease {
 		if snap, err = n.snapshot(ctx, s); err != nil {
 			return env.Snapshot{}, err
 		}
 	}
 	// A full disk must not stop a release: it may be what frees the disk, and
 	// a restart finds the init gone and removes the rest.
-	if err := n.setPhase(s, env.PhaseReleased, ""); err != nil && !errors.Is(err, env.ErrExhausted) {
+	if err := n.setPhase(s, env.PhaseReleased, "", append(living, env.PhaseFailed)...); err != nil && !errors.Is(err, env.ErrExhausted) {
 		return snap, err
 	}
 	n.dropEnvironment(id)
 	undo := context.WithoutCancel(ctx)
-	if err := n.parts.Islands.Lock(s.id); err != nil {
-		n.log.Warn("lock island before release", "slot", s.id, "error", err)
-	}
 	if err := n.destroy(undo, s); err != nil {
 		return snap, fmt.Errorf("release environment %s: %w", id, err)
 	}
@@ -186,22 +219,22 @@ func (n *Node) Release(ctx context.Context, id env.ID, gen env.Generation, snaps
 }
 
 // RestorePolicy puts an environment's own egress policy back in force.
-func (n *Node) RestorePolicy(id env.ID) error {
-	s, done, err := n.hold(id)
+func (n *Node) RestorePolicy(ctx context.Context, id env.ID) error {
+	s, done, err := n.hold(ctx, id)
 	if err != nil {
 		return err
 	}
 	defer done()
 	e := n.stateOf(s).Env
-	if e.Phase == env.PhaseQuarantined {
-		return n.parts.Islands.Lock(s.id)
+	if e.Phase == env.PhaseRunning || e.Phase == env.PhasePaused {
+		return n.parts.Islands.Unlock(s.id, s.class.Egress, e.Egress)
 	}
-	return n.parts.Islands.Unlock(s.id, s.class.Egress, e.Egress)
+	return n.parts.Islands.Lock(s.id)
 }
 
 // Token ends an environment's earlier tokens and returns a new one.
-func (n *Node) Token(id env.ID) (string, error) {
-	s, done, err := n.hold(id)
+func (n *Node) Token(ctx context.Context, id env.ID) (string, error) {
+	s, done, err := n.hold(ctx, id)
 	if err != nil {
 		return "", err
 	}
@@ -236,55 +269,79 @@ func (n *Node) Authorize(id env.ID, token string) (Access, error) {
 }
 
 // hold finds an environment and keeps other operations from changing it until
-// done is called.
-func (n *Node) hold(id env.ID) (s *slot, done func(), err error) {
+// done is called. It waits for those no longer than ctx.
+func (n *Node) hold(ctx context.Context, id env.ID) (s *slot, done func(), err error) {
 	if s, err = n.find(id); err != nil {
 		return nil, nil, err
 	}
-	s.op.Lock()
+	select {
+	case s.op <- struct{}{}:
+	case <-ctx.Done():
+		return nil, nil, fmt.Errorf("%w: environment %s is busy with another operation: %w", env.ErrUnavailable, id, ctx.Err())
+	}
 	n.mu.Lock()
-	same := n.envs[id] == s && !n.closed
+	same, closed := n.envs[id] == s, n.closed
 	n.mu.Unlock()
-	if !same {
-		s.op.Unlock()
-		return nil, nil, fmt.Errorf("%w: environment %s was released meanwhile", env.ErrNotFound, id)
+	switch {
+	case closed:
+		err = fmt.Errorf("%w: this node's agent is stopping", env.ErrUnavailable)
+	case !same:
+		err = fmt.Errorf("%w: environment %s was released meanwhile", env.ErrNotFound, id)
+	default:
+		return s, func() { <-s.op }, nil
 	}
-	if phase := n.stateOf(s).Env.Phase; phase == env.PhaseClaiming {
-		s.op.Unlock()
-		return nil, nil, stateError(id, phase, "wait for its claim's answer")
-	}
-	return s, s.op.Unlock, nil
+	<-s.op
+	return nil, nil, err
 }
 
-func (n *Node) setPhase(s *slot, phase env.Phase, message string) error {
-	return n.change(s, func(st *slotState) { st.Env.Phase, st.Env.Message = phase, message })
+// setPhase journals a phase if the environment is in it already or in one of
+// from; otherwise it is env.ErrState. A repetition writes nothing.
+func (n *Node) setPhase(s *slot, phase env.Phase, message string, from ...env.Phase) error {
+	if n.stateOf(s).Env.Phase == phase {
+		return nil
+	}
+	return n.changeIf(s, func(st *slotState) error {
+		if !slices.Contains(from, st.Env.Phase) {
+			return fmt.Errorf("%w: environment %s is %s; release it", env.ErrState, st.Env.ID, st.Env.Phase)
+		}
+		st.Env.Phase, st.Env.Message = phase, message
+		return nil
+	})
 }
 
-func stateError(id env.ID, phase env.Phase, mend string) error {
-	return fmt.Errorf("%w: environment %s is %s; %s", env.ErrState, id, phase, mend)
-}
+// living are the phases of environments that have processes.
+var living = []env.Phase{env.PhaseRunning, env.PhasePaused, env.PhaseQuarantined}
 
 // InitEnded marks an environment as failed whose init has ended, and locks its
 // island. Its files stay until it is released. Slots without an environment
-// are replaced.
-func (n *Node) InitEnded(id env.SlotID) error {
+// are replaced. It waits for no other operation.
+func (n *Node) InitEnded(id env.SlotID) {
 	n.mu.Lock()
 	s := n.slots[id]
-	claimed := s != nil && s.state.Env != nil
+	known := s != nil && !s.doomed
+	claimed := known && s.state.Env != nil
+	pending := claimed && n.pending[s.state.Env.ID] // its claim looks itself
 	n.mu.Unlock()
-	if !claimed {
+	switch {
+	case claimed && !pending:
+		n.initEnded(s)
+	case known:
 		n.poke() // a ready slot: dropDead finds it
-		return nil
 	}
-	s.op.Lock()
-	defer s.op.Unlock()
+}
+
+func (n *Node) initEnded(s *slot) {
 	st := n.stateOf(s)
-	if s.init.Alive() || st.Env.Phase == env.PhaseReleased || st.Env.Phase == env.PhaseClaiming {
-		return nil
+	if s.init == nil || s.init.Alive() || !st.Env.Phase.Live() {
+		return
 	}
-	if err := n.parts.Islands.Lock(id); err != nil {
+	if err := n.parts.Islands.Lock(s.id); err != nil {
 		n.log.Error("lock island of ended environment", "environment", st.Env.ID, "error", err)
 	}
-	n.log.Warn("environment failed", "environment", st.Env.ID, "slot", id, "reason", "its init ended")
-	return n.setPhase(s, env.PhaseFailed, "its init ended; release it, or restore a snapshot")
+	n.log.Warn("environment failed", "environment", st.Env.ID, "slot", s.id, "reason", initEndedMessage)
+	if err := n.setPhase(s, env.PhaseFailed, initEndedMessage, living...); err != nil {
+		n.log.Error("journal ended environment", "environment", st.Env.ID, "error", err)
+	}
 }
+
+const initEndedMessage = "its init ended; release it, or restore a snapshot"

@@ -1,6 +1,7 @@
 package warm
 
 import (
+	"context"
 	"errors"
 	"testing"
 
@@ -34,12 +35,12 @@ func TestReleaseKeepsAnEnvironmentWhoseSnapshotFails(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.world.fail = func(call string) error {
+	b.world.failWith(func(call string) error {
 		if call == "capture" {
 			return env.ErrExhausted
 		}
 		return nil
-	}
+	})
 	if _, err := n.Release(t.Context(), a.Environment.ID, 0, true); !errors.Is(err, env.ErrExhausted) {
 		t.Errorf("release = %v, want ErrExhausted", err)
 	}
@@ -61,12 +62,12 @@ func TestAFailedClaimOfASnapshotLeavesNoLineage(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, call := range []string{"start", "unlock"} {
-		b.world.fail = func(c string) error {
+		b.world.failWith(func(c string) error {
 			if c == call {
 				return errors.New("injected")
 			}
 			return nil
-		}
+		})
 		if _, err := n.Claim(t.Context(), Claim{Class: "demo", Snapshot: snap.ID}); err == nil {
 			t.Errorf("claim with a failing %s worked", call)
 		}
@@ -86,10 +87,8 @@ func TestAnEndedInitFailsItsEnvironmentAndLocksItsIsland(t *testing.T) {
 		t.Fatal(err)
 	}
 	e := a.Environment
-	b.world.alive[e.PID] = false
-	if err := n.InitEnded(e.Slot); err != nil {
-		t.Fatal(err)
-	}
+	b.world.die(e.PID)
+	n.InitEnded(e.Slot)
 	if got, _ := n.Get(e.ID); got.Phase != env.PhaseFailed {
 		t.Errorf("phase = %s", got.Phase)
 	}
@@ -109,12 +108,12 @@ func TestABadEgressPolicyCostsNoSlot(t *testing.T) {
 	b := newBench(t)
 	n := b.open(demoClass(1))
 	fillPools(t, n)
-	b.world.fail = func(call string) error {
+	b.world.failWith(func(call string) error {
 		if call == "policy" {
 			return env.ErrInvalid
 		}
 		return nil
-	}
+	})
 	if _, err := n.Claim(t.Context(), Claim{Class: "demo", Egress: &env.EgressPolicy{}}); !errors.Is(err, env.ErrInvalid) {
 		t.Errorf("claim = %v, want ErrInvalid", err)
 	}
@@ -137,5 +136,158 @@ func TestSweepRemovesWhatBelongsToNoSlot(t *testing.T) {
 	}
 	if left := b.world.leftovers(); left["containers"] != 1 || left["cgroups"] != 1 || left["islands"] != 1 {
 		t.Errorf("left = %v, want only the ready slot", left)
+	}
+}
+
+func TestQuarantineDuringAClaimFollowsIt(t *testing.T) {
+	requireChown(t)
+	b := newBench(t)
+	n := b.open(demoClass(1))
+	fillPools(t, n)
+	b.world.failWith(func(call string) error {
+		if call == "thaw" { // the environment runs, its claim is not answered yet
+			for id := range n.slots {
+				if n.slots[id].state.Env != nil {
+					b.world.failWith(nil)
+					if err := n.Quarantine(t.Context(), id, "mining"); err != nil {
+						t.Errorf("quarantine: %v", err)
+					}
+				}
+			}
+		}
+		return nil
+	})
+	a, err := n.Claim(t.Context(), Claim{Class: "demo"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.work.Wait()
+	if got, _ := n.Get(a.Environment.ID); got.Phase != env.PhaseQuarantined {
+		t.Errorf("phase = %s", got.Phase)
+	}
+	if !b.world.cgroups[a.Environment.Slot].frozen || b.world.islands[a.Environment.Slot] != "locked" {
+		t.Error("the guilty environment runs or its island is open")
+	}
+}
+
+func TestQuarantineDuringASnapshotStaysFrozen(t *testing.T) {
+	requireChown(t)
+	b := newBench(t)
+	n := b.open(demoClass(0))
+	a, err := n.Claim(t.Context(), Claim{Class: "demo"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.work.Wait()
+	slot := a.Environment.Slot
+	b.world.failWith(func(call string) error {
+		if call == "capture" {
+			b.world.failWith(nil)
+			if err := n.Quarantine(t.Context(), slot, "mining"); err != nil {
+				t.Errorf("quarantine: %v", err)
+			}
+		}
+		return nil
+	})
+	if _, err := n.Snapshot(t.Context(), a.Environment.ID); err != nil {
+		t.Fatal(err)
+	}
+	if !b.world.cgroups[slot].frozen {
+		t.Error("the snapshot's end thawed a quarantined environment")
+	}
+}
+
+func TestQuarantineFreezesThoughTheDiskIsFull(t *testing.T) {
+	requireChown(t)
+	b := newBench(t)
+	full := false
+	b.fault = func(op string) error {
+		if full && op == opJournal+":write" {
+			return env.ErrExhausted
+		}
+		return nil
+	}
+	n := b.open(demoClass(0))
+	a, err := n.Claim(t.Context(), Claim{Class: "demo"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.work.Wait()
+	full = true
+	if err := n.Quarantine(t.Context(), a.Environment.Slot, "mining"); err != nil {
+		t.Fatal(err)
+	}
+	if !b.world.cgroups[a.Environment.Slot].frozen {
+		t.Error("a full disk kept the environment from being frozen")
+	}
+	if _, err := n.Release(t.Context(), a.Environment.ID, 0, false); err != nil && !errors.Is(err, env.ErrExhausted) {
+		t.Errorf("release on a full disk = %v", err)
+	}
+}
+
+func TestAForkThatFailsHalfwayLeavesNoChild(t *testing.T) {
+	requireChown(t)
+	b := newBench(t)
+	n := b.open(demoClass(0))
+	parent, err := n.Claim(t.Context(), Claim{Class: "demo"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.work.Wait()
+	starts := 0
+	b.world.failWith(func(call string) error {
+		if call == "start" {
+			if starts++; starts == 3 {
+				return errors.New("injected")
+			}
+		}
+		return nil
+	})
+	if _, answers, err := n.Fork(t.Context(), parent.Environment.ID, make([]Claim, 4)); err == nil || len(answers) != 0 {
+		t.Errorf("fork = %d answers, %v", len(answers), err)
+	}
+	n.work.Wait()
+	if got := n.List(); len(got) != 1 || got[0].ID != parent.Environment.ID {
+		t.Errorf("%d environments run, want only the parent", len(got))
+	}
+}
+
+func TestOperationsWaitForAClaimOrSayThatItIsUnderWay(t *testing.T) {
+	requireChown(t)
+	b := newBench(t)
+	n := b.open(demoClass(0))
+	id := env.NewID()
+	b.world.failWith(func(call string) error {
+		if call == "start" {
+			if _, err := n.Release(t.Context(), id, 0, false); !errors.Is(err, env.ErrState) {
+				t.Errorf("release during the claim = %v, want ErrState", err)
+			}
+			if _, err := n.Claim(t.Context(), Claim{ID: id, Class: "demo"}); !errors.Is(err, env.ErrExists) {
+				t.Errorf("second claim of the id = %v, want ErrExists", err)
+			}
+		}
+		return nil
+	})
+	if _, err := n.Claim(t.Context(), Claim{ID: id, Class: "demo"}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestHoldGivesUpWithItsCaller(t *testing.T) {
+	requireChown(t)
+	n := newBench(t).open(demoClass(0))
+	a, err := n.Claim(t.Context(), Claim{Class: "demo"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, done, err := n.hold(t.Context(), a.Environment.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer done()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := n.Pause(ctx, a.Environment.ID); !errors.Is(err, env.ErrUnavailable) {
+		t.Errorf("pause of a busy environment = %v, want ErrUnavailable", err)
 	}
 }

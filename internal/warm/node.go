@@ -51,6 +51,8 @@ type Node struct {
 	slots    map[env.SlotID]*slot
 	envs     map[env.ID]*slot
 	keys     map[string]*keyed
+	keyAges  []keyAgeing     // of settled keys, oldest first
+	pending  map[env.ID]bool // claims under way
 	ids      *idRanges
 	reserved int       // places for slots that are not among slots yet
 	claiming int       // claims in flight; refill waits for them
@@ -71,9 +73,12 @@ type pool struct {
 
 // slot is one container and all that belongs to it.
 type slot struct {
-	// op serialises operations that change a claimed slot: pause, resume,
-	// snapshot, release, quarantine. Never taken under Node.mu.
-	op sync.Mutex
+	// op serialises a user's operations on a claimed slot: pause, resume,
+	// snapshot, release. It holds one token; never taken under Node.mu.
+	op chan struct{}
+
+	// settling guards the freezer while it is brought to what the phase wants.
+	settling sync.Mutex
 
 	// Fixed once the slot is made.
 	id     env.SlotID
@@ -84,8 +89,15 @@ type slot struct {
 	init   Init
 	guest  Guest
 
-	gone  sync.Once // descriptors closed
-	state slotState // guarded by Node.mu
+	gone sync.Once // descriptors closed
+
+	state     slotState // guarded by Node.mu, like all below
+	doomed    bool      // its removal began
+	condemned string    // why to quarantine it as soon as its claim has ended
+}
+
+func newSlot(id env.SlotID, class *env.Class) *slot {
+	return &slot{id: id, class: class, op: make(chan struct{}, 1)}
 }
 
 // keyed is a claim by idempotency key: in flight until done is closed.
@@ -93,15 +105,25 @@ type keyed struct {
 	digest string
 	done   chan struct{}
 	id     env.ID // after done; empty if the claim failed
-	at     time.Time
 }
 
-// keyAge is how long a repeated key is recognised.
-const keyAge = 24 * time.Hour
+// keyAgeing is when a key's claim was answered.
+type keyAgeing struct {
+	key string
+	at  time.Time
+}
+
+// How long a repeated key is recognised after its environment has gone, and
+// how many keys are kept at most.
+const (
+	keyAge  = 24 * time.Hour
+	maxKeys = 100_000
+)
 
 // The node's durable operations, as tests name them.
 const (
 	opJournal = "journal"
+	opArchive = "class"
 	opKey     = "node-key"
 )
 
@@ -122,7 +144,7 @@ func Open(ctx context.Context, cfg Config, dir *durable.Dir, classes []*env.Clas
 		cfg:     cfg, parts: parts, log: log, state: dir, tokens: tokens{key},
 		metrics: newMetrics(), wake: make(chan struct{}, 1),
 		classes: map[string]*env.Class{}, pools: map[string]*pool{},
-		slots: map[env.SlotID]*slot{}, envs: map[env.ID]*slot{}, keys: map[string]*keyed{},
+		slots: map[env.SlotID]*slot{}, envs: map[env.ID]*slot{}, keys: map[string]*keyed{}, pending: map[env.ID]bool{},
 		ids: newIDRanges(cfg.IDBase, cfg.IDCount),
 	}
 	for _, c := range classes {
@@ -207,10 +229,20 @@ func (n *Node) poke() {
 // change applies edit to the slot's state and journals it. If the journal
 // refuses, the state stays as it was.
 func (n *Node) change(s *slot, edit func(*slotState)) error {
+	return n.changeIf(s, func(st *slotState) error {
+		edit(st)
+		return nil
+	})
+}
+
+// changeIf is change with an edit that may refuse the state that it finds.
+func (n *Node) changeIf(s *slot, edit func(*slotState) error) error {
 	n.journalMu.Lock()
 	defer n.journalMu.Unlock()
 	next := n.stateOf(s)
-	edit(&next)
+	if err := edit(&next); err != nil {
+		return err
+	}
 	if err := n.append(next, false); err != nil {
 		return err
 	}

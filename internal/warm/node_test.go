@@ -44,6 +44,25 @@ func demoClass(slots int) *env.Class {
 
 func (b *bench) open(classes ...*env.Class) *Node {
 	b.t.Helper()
+	n, err := b.start(classes)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return n
+}
+
+// tryOpen reports why an agent does not start.
+func (b *bench) tryOpen(classes ...*env.Class) error {
+	b.t.Helper()
+	n, err := b.start(classes)
+	if err == nil {
+		b.t.Cleanup(func() { n.Close() })
+	}
+	return err
+}
+
+func (b *bench) start(classes []*env.Class) (*Node, error) {
+	b.t.Helper()
 	dir, err := durable.OpenDir(b.dir, b.fault)
 	if err != nil {
 		b.t.Fatal(err)
@@ -52,11 +71,7 @@ func (b *bench) open(classes ...*env.Class) *Node {
 		Node: "n1", Instance: "hearth", BootID: "boot-1", IDBase: 65536, IDCount: 8, MaxSlots: 6, Memory: 1 << 30,
 		WorkDir: b.work, PrepareTimeout: time.Minute, UndoTimeout: time.Minute,
 	}
-	n, err := Open(b.t.Context(), cfg, dir, classes, b.world.parts(), slog.New(slog.DiscardHandler))
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	return n
+	return Open(b.t.Context(), cfg, dir, classes, b.world.parts(), slog.New(slog.DiscardHandler))
 }
 
 // fillPools steps until the pools have nothing to do.
@@ -229,13 +244,13 @@ func TestNoFaultLeaksOrLosesASlot(t *testing.T) {
 			b := newBench(t)
 			n := b.open(demoClass(1))
 			failed := false
-			b.world.fail = func(c string) error {
+			b.world.failWith(func(c string) error {
 				if c == call && !failed {
 					failed = true
 					return fmt.Errorf("injected at %s", c)
 				}
 				return nil
-			}
+			})
 			var ids []env.ID
 			for range 3 {
 				if a, err := n.Claim(t.Context(), Claim{Class: "demo"}); err == nil {
@@ -287,16 +302,17 @@ func TestDeathAtAnyJournalWriteLeavesNoHalfClaim(t *testing.T) {
 			}
 			n := b.open(demoClass(1))
 			opened = true
-			b.world.fail = func(string) error {
+			b.world.failWith(func(string) error {
 				if dead {
 					return errors.New("the agent is dead")
 				}
 				return nil
-			}
+			})
 			_, _ = n.step(t.Context())
 			_, claimErr := n.Claim(t.Context(), Claim{Key: "k", Class: "demo"})
 			n.work.Wait()
-			b.fault, b.world.fail = nil, nil
+			b.fault = nil
+			b.world.failWith(nil)
 			n = b.open(demoClass(1))
 			n.work.Wait()
 			if got := len(n.List()); claimErr != nil && got != 0 {
@@ -345,7 +361,7 @@ func TestDeadReadySlotIsReplacedAndNeverHandedOut(t *testing.T) {
 	n := b.open(demoClass(1))
 	fillPools(t, n)
 	for pid := range b.world.alive {
-		b.world.alive[pid] = false
+		b.world.die(pid)
 	}
 	a, err := n.Claim(t.Context(), Claim{Class: "demo"})
 	if err != nil || a.Environment.Warm {

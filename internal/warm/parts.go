@@ -24,7 +24,7 @@ type containers interface {
 	Image(ctx context.Context, ref string) (Image, error)
 	// Prepare makes the container's writable layer, not mounted, and returns
 	// where its upper directory lies.
-	Prepare(ctx context.Context, slot env.SlotID, image string, ids env.IDRange) (upper string, err error)
+	Prepare(ctx context.Context, slot env.SlotID, image Image, ids env.IDRange) (upper string, err error)
 	// Create makes the container's init without starting it, and returns its pid.
 	Create(ctx context.Context, spec Container) (pid int, err error)
 	Start(ctx context.Context, slot env.SlotID) error
@@ -44,6 +44,7 @@ type Image struct {
 type Container struct {
 	Slot      env.SlotID
 	Class     *env.Class
+	Image     Image
 	IDs       env.IDRange
 	UserNS    string // path of the user namespace
 	NetNS     string // path of the network namespace
@@ -110,6 +111,7 @@ type IslandInfo struct {
 
 // inits opens the init processes of containers.
 type inits interface {
+	// Open fails with env.ErrNotFound if there is no such process any more.
 	Open(pid int) (Init, error)
 }
 

@@ -13,6 +13,7 @@ type poolView struct {
 	class     *env.Class
 	ready     []readySlot // of any revision
 	preparing int
+	fits      bool      // the node has the memory for one more
 	failures  int       // preparations that failed in a row
 	retryAt   time.Time // no preparation before
 }
@@ -59,7 +60,7 @@ func next(pools []poolView, room int, now time.Time) action {
 	var best *poolView
 	for i := range pools {
 		p := &pools[i]
-		if p.lack() <= 0 || room <= 0 {
+		if p.lack() <= 0 || room <= 0 || !p.fits {
 			continue
 		}
 		if p.retryAt.After(now) {

@@ -22,15 +22,16 @@ func TestNextChoosesTheMostUsefulAction(t *testing.T) {
 		retire  env.SlotID
 		until   time.Time
 	}{
-		"nothing lacks":                {[]poolView{{class: a, ready: []readySlot{fresh("x"), fresh("y")}}}, 9, nil, "", noon.Add(time.Hour)},
-		"the emptiest pool first":      {[]poolView{{class: a, ready: []readySlot{fresh("x")}}, {class: b}}, 9, b, "", time.Time{}},
-		"one being made counts":        {[]poolView{{class: a, preparing: 2}}, 9, nil, "", time.Time{}},
-		"no room":                      {[]poolView{{class: b}}, 0, nil, "", time.Time{}},
-		"back-off":                     {[]poolView{{class: b, failures: 1, retryAt: noon.Add(time.Second)}}, 9, nil, "", noon.Add(time.Second)},
-		"an old revision stays useful": {[]poolView{{class: a, ready: []readySlot{old("x"), fresh("y")}}}, 9, a, "", time.Time{}},
-		"until the new one is full":    {[]poolView{{class: a, ready: []readySlot{old("x"), fresh("y"), fresh("z")}}}, 9, nil, "x", time.Time{}},
-		"surplus is retired":           {[]poolView{{class: a, ready: []readySlot{fresh("x"), fresh("y"), fresh("z")}}}, 9, nil, "x", time.Time{}},
-		"an expired slot is retired": {[]poolView{{class: a, ready: []readySlot{
+		"nothing lacks":                {[]poolView{{fits: true, class: a, ready: []readySlot{fresh("x"), fresh("y")}}}, 9, nil, "", noon.Add(time.Hour)},
+		"the emptiest pool first":      {[]poolView{{fits: true, class: a, ready: []readySlot{fresh("x")}}, {fits: true, class: b}}, 9, b, "", time.Time{}},
+		"one being made counts":        {[]poolView{{fits: true, class: a, preparing: 2}}, 9, nil, "", time.Time{}},
+		"no memory":                    {[]poolView{{class: b}}, 9, nil, "", time.Time{}},
+		"no room":                      {[]poolView{{fits: true, class: b}}, 0, nil, "", time.Time{}},
+		"back-off":                     {[]poolView{{fits: true, class: b, failures: 1, retryAt: noon.Add(time.Second)}}, 9, nil, "", noon.Add(time.Second)},
+		"an old revision stays useful": {[]poolView{{fits: true, class: a, ready: []readySlot{old("x"), fresh("y")}}}, 9, a, "", time.Time{}},
+		"until the new one is full":    {[]poolView{{fits: true, class: a, ready: []readySlot{old("x"), fresh("y"), fresh("z")}}}, 9, nil, "x", time.Time{}},
+		"surplus is retired":           {[]poolView{{fits: true, class: a, ready: []readySlot{fresh("x"), fresh("y"), fresh("z")}}}, 9, nil, "x", time.Time{}},
+		"an expired slot is retired": {[]poolView{{fits: true, class: a, ready: []readySlot{
 			{id: "x", revision: "2", made: noon.Add(-2 * time.Hour)}}}}, 9, nil, "x", time.Time{}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -51,7 +52,7 @@ func TestPoolsNeverHoldMoreThanWanted(t *testing.T) {
 	for seed := range uint64(200) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		class := &env.Class{Name: "a", Revision: "1", Warm: env.WarmPolicy{Slots: 1 + rng.IntN(4)}}
-		p := poolView{class: class}
+		p := poolView{class: class, fits: true}
 		now, made := noon, 0
 		for range 300 {
 			now = now.Add(time.Duration(rng.IntN(2000)) * time.Millisecond)

@@ -20,7 +20,7 @@ type fill func(ctx context.Context, image Image, files Files) error
 func (n *Node) prepare(ctx context.Context, class *env.Class, fill fill) (*slot, error) {
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.PrepareTimeout)
 	defer cancel()
-	s, err := n.newSlot(class)
+	s, err := n.reserveSlot(class)
 	if err != nil {
 		return nil, err
 	}
@@ -31,10 +31,10 @@ func (n *Node) prepare(ctx context.Context, class *env.Class, fill fill) (*slot,
 	return s, nil
 }
 
-// newSlot reserves ids and enters the slot into journal and memory, so that
+// reserveSlot reserves ids and enters the slot into journal and memory, so that
 // whatever is made for it has an owner.
-func (n *Node) newSlot(class *env.Class) (*slot, error) {
-	s := &slot{id: env.NewSlotID(), class: class}
+func (n *Node) reserveSlot(class *env.Class) (*slot, error) {
+	s := newSlot(env.NewSlotID(), class)
 	if err := n.enter(s); err != nil {
 		return nil, err
 	}
@@ -90,7 +90,7 @@ func (n *Node) build(ctx context.Context, s *slot, fill fill) error {
 		return err
 	}
 	files := Files{IDs: ids}
-	if files.Upper, err = n.parts.Runtime.Prepare(ctx, id, s.image.Ref, ids); err != nil {
+	if files.Upper, err = n.parts.Runtime.Prepare(ctx, id, s.image, ids); err != nil {
 		return err
 	}
 	if files.Workspace, err = n.makeWorkspace(id, ids); err != nil {
@@ -140,7 +140,7 @@ func (n *Node) isolate(ctx context.Context, s *slot, files Files) error {
 		return err
 	}
 	pid, err := n.parts.Runtime.Create(ctx, Container{
-		Slot: id, Class: s.class, IDs: files.IDs,
+		Slot: id, Class: s.class, Image: s.image, IDs: files.IDs,
 		UserNS: island.UserNS, NetNS: island.NetNS,
 		Cgroup: s.cgroup.ContainerPath(), Workspace: files.Workspace,
 	})
@@ -241,11 +241,17 @@ func (n *Node) destroy(ctx context.Context, s *slot) error {
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.UndoTimeout)
 	defer cancel()
 	id := s.id
+	n.mu.Lock()
+	s.doomed = true
+	n.mu.Unlock()
 	var errs []error
 	try := func(what string, err error) {
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s of slot %s: %w", what, id, err))
 		}
+	}
+	if err := n.parts.Islands.Lock(id); err != nil && !errors.Is(err, env.ErrNotFound) {
+		try("lock island", err)
 	}
 	if s.cgroup != nil {
 		try("kill", s.cgroup.Kill(ctx))
@@ -257,17 +263,18 @@ func (n *Node) destroy(ctx context.Context, s *slot) error {
 		try("remove cgroup", s.cgroup.Remove(ctx))
 	}
 	try("remove files", os.RemoveAll(filepath.Join(n.cfg.WorkDir, string(id))))
-	s.letGo()
 	if len(errs) == 0 {
 		try("forget", n.forget(s))
 	}
 	if err := errors.Join(errs...); err != nil {
 		n.metrics.leaks.Inc()
 		n.mu.Lock()
+		n.slots[id] = s // an orphan too is known from now on
 		n.doomed, n.doomedAt = append(n.doomed, s), time.Now()
 		n.mu.Unlock()
 		return err
 	}
+	s.letGo()
 	n.poke()
 	return nil
 }

@@ -2,9 +2,11 @@ package warm
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -17,15 +19,20 @@ type LinuxInits struct{}
 
 // process is an init, and the door to its identity once that is open.
 type process struct {
-	pid      int
-	start    uint64
-	fd       int
+	pid   int
+	start uint64
+
+	mu       sync.RWMutex // guards all below
+	fd       int          // pidfd; -1 once closed
 	identity *identity
 }
 
-// Open opens the init with the pid.
+// Open opens the init with the pid. One that has ended is env.ErrNotFound.
 func (LinuxInits) Open(pid int) (Init, error) {
 	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil, fmt.Errorf("%w: init %d has ended", env.ErrNotFound, pid)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open init %d: %w", pid, err)
 	}
@@ -37,7 +44,7 @@ func (LinuxInits) Open(pid int) (Init, error) {
 	p := &process{pid: pid, start: start, fd: fd}
 	if !p.Alive() { // or start may be another's
 		p.Close()
-		return nil, fmt.Errorf("init %d has ended", pid)
+		return nil, fmt.Errorf("%w: init %d has ended", env.ErrNotFound, pid)
 	}
 	return p, nil
 }
@@ -45,19 +52,33 @@ func (LinuxInits) Open(pid int) (Init, error) {
 func (p *process) PID() int        { return p.pid }
 func (p *process) Started() uint64 { return p.start }
 
-// Alive costs one poll(2) without waiting.
+// Alive costs one poll(2) without waiting. After Close it is false: the number
+// of the descriptor may mean another process by then.
 func (p *process) Alive() bool {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if p.fd < 0 {
+		return false
+	}
 	fds := []unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}}
 	n, err := unix.Poll(fds, 0)
 	return err == nil && n == 0
 }
 
-func (p *process) OpenIdentity(ids env.IDRange) (err error) {
-	p.identity, err = openIdentity(p.pid, ids)
-	return err
+func (p *process) OpenIdentity(ids env.IDRange) error {
+	i, err := openIdentity(p.pid, ids)
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.identity = i
+	return nil
 }
 
 func (p *process) Personalise(files []IdentityFile, hostname string) error {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
 	if p.identity == nil {
 		return fmt.Errorf("%w: identity of init %d is not open", env.ErrState, p.pid)
 	}
@@ -65,10 +86,15 @@ func (p *process) Personalise(files []IdentityFile, hostname string) error {
 }
 
 func (p *process) Close() {
-	unix.Close(p.fd)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.fd >= 0 {
+		unix.Close(p.fd)
+	}
 	if p.identity != nil {
 		p.identity.close()
 	}
+	p.fd, p.identity = -1, nil
 }
 
 // startTime reads field 22 of /proc/<pid>/stat (proc_pid_stat(5)). The command

@@ -34,6 +34,9 @@ func loadKey(dir *durable.Dir) ([]byte, error) {
 // what lives, completes what was intended, and removes everything else that
 // carries this instance's name.
 func (n *Node) recover(ctx context.Context, past *replay) error {
+	if err := n.archiveClasses(); err != nil {
+		return err
+	}
 	found, err := n.parts.Runtime.List(ctx)
 	if err != nil {
 		return fmt.Errorf("list containers: %w", err)
@@ -56,114 +59,180 @@ func (n *Node) recover(ctx context.Context, past *replay) error {
 	if len(past.slots)+len(past.stale) > 0 {
 		n.log.Info("state recovered", "slots", kept, "environments", environments, "journaled", len(past.slots), "earlier_boots", len(past.stale))
 	}
+	if err := n.pruneArchive(); err != nil {
+		n.log.Warn("prune kept classes", "error", err)
+	}
 	return n.compact()
 }
 
-// takeBack decides one journalled slot's fate and carries it out.
+// takeBack decides one journalled slot's fate and carries it out. Its error
+// means that the slot could not be looked at: nothing is decided then.
 func (n *Node) takeBack(ctx context.Context, st slotState, pid int) error {
-	s := &slot{id: st.ID, class: n.classOf(st), image: Image{Digest: st.Image}, state: st}
-	verdict, why := judge(st, n.examine(ctx, s, pid))
+	class, err := n.classOf(st)
+	if err != nil {
+		// What it was promised is lost with the file: it cannot be kept.
+		n.log.Error("slot not taken back", "slot", st.ID, "error", err)
+		class, st.Phase = &env.Class{Name: st.Class}, env.SlotPreparing
+	}
+	s := newSlot(st.ID, class)
+	s.image, s.state = Image{Digest: st.Image}, st
+	found, err := n.examine(ctx, s, pid)
+	if err != nil {
+		s.letGo()
+		return fmt.Errorf("look at slot %s: %w", st.ID, err)
+	}
 	n.mu.Lock()
 	n.slots[s.id] = s
 	n.ids.adopt(st.IDs)
 	n.mu.Unlock()
-	if verdict == destroy {
-		n.log.Info("slot not taken back", "slot", s.id, "reason", why)
-		return n.removeFound(ctx, s)
+	verdict, why := judge(st, found)
+	if why != "" {
+		n.log.Warn("slot changed by restart", "slot", s.id, "reason", why)
 	}
-	if err := n.reopen(ctx, s); err != nil {
-		n.log.Error("slot not taken back", "slot", s.id, "error", err)
-		return n.removeFound(ctx, s)
+	switch verdict {
+	case keepReady:
+		return n.keepReady(s)
+	case keepEnvironment:
+		if err := n.reopen(ctx, s); err != nil {
+			n.fail(ctx, s, "it could not be taken back: "+err.Error())
+		}
+		n.enterEnvironment(s)
+	case keepFailed:
+		n.fail(ctx, s, why)
+		n.enterEnvironment(s)
+	default:
+		n.remove(ctx, s)
+	}
+	return nil
+}
+
+// keepReady puts a ready slot back into its pool.
+func (n *Node) keepReady(s *slot) error {
+	err := n.watch(s)
+	if err == nil {
+		err = s.init.OpenIdentity(s.state.IDs)
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if verdict == keepReady {
-		p := n.pools[st.Class]
-		if p == nil {
-			n.background(s, "its class is gone")
-			return nil
-		}
+	p := n.pools[s.class.Name]
+	switch {
+	case err != nil:
+		n.background(s, err.Error())
+	case p == nil:
+		n.background(s, "its class is gone")
+	default:
 		p.ready = append(p.ready, s)
-		return nil
-	}
-	n.envs[st.Env.ID] = s
-	if st.Env.Key != "" {
-		k := &keyed{digest: st.Env.Digest, done: make(chan struct{}), id: st.Env.ID, at: time.Now()}
-		close(k.done)
-		n.keys[st.Env.Key] = k
 	}
 	return nil
 }
 
-// removeFound destroys a slot that is not taken back. What cannot be removed
-// now is tried again later; only a journal that cannot be written is fatal.
-func (n *Node) removeFound(ctx context.Context, s *slot) error {
+// enterEnvironment makes a kept environment known again, by its id and its key.
+func (n *Node) enterEnvironment(s *slot) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	e := s.state.Env
+	n.envs[e.ID] = s
+	if e.Key != "" {
+		k := &keyed{digest: e.Digest, done: make(chan struct{}), id: e.ID}
+		close(k.done)
+		n.keys[e.Key] = k
+		n.keyAges = append(n.keyAges, keyAgeing{e.Key, time.Now()})
+	}
+}
+
+// fail keeps an environment's files, and nothing of it running.
+func (n *Node) fail(ctx context.Context, s *slot, why string) {
+	errs := []error{s.cgroup.Kill(ctx)}
+	if err := n.parts.Islands.Lock(s.id); err != nil && !errors.Is(err, env.ErrNotFound) {
+		errs = append(errs, err)
+	}
+	if s.guest == nil {
+		guest, err := n.parts.Guests.Dial(s.id, s.init)
+		s.guest = guest
+		errs = append(errs, err)
+	}
+	errs = append(errs, n.setPhase(s, env.PhaseFailed, why+"; release it, or restore a snapshot", living...))
+	if err := errors.Join(errs...); err != nil {
+		n.log.Error("keep failed environment", "slot", s.id, "error", err)
+	}
+}
+
+// remove destroys a slot that is not taken back. What cannot be removed now is
+// tried again later.
+func (n *Node) remove(ctx context.Context, s *slot) {
 	if err := n.destroy(context.WithoutCancel(ctx), s); err != nil {
 		n.log.Error("remove slot", "slot", s.id, "error", err)
 	}
-	return nil
 }
 
-// examine asks the kernel about a slot and opens what it finds.
-func (n *Node) examine(ctx context.Context, s *slot, pid int) finding {
-	var f finding
-	if cg, err := n.parts.Cgroups.Adopt(s.id); err == nil {
-		s.cgroup = cg
-		f.frozen, _ = cg.Frozen() // an unreadable cgroup counts as thawed: a ready slot is destroyed then
+// examine asks the kernel about a slot and opens what it finds. Not being there
+// is a finding; not being able to look is an error.
+func (n *Node) examine(ctx context.Context, s *slot, pid int) (f finding, err error) {
+	s.init = endedInit{s.state.PID}
+	if s.cgroup, err = n.parts.Cgroups.Adopt(s.id); errors.Is(err, env.ErrNotFound) {
+		s.cgroup, err = n.parts.Cgroups.Create(s.id, env.Resources{}) // an empty one, to be removed with the rest
 	}
-	if pid != 0 && pid == s.state.PID && s.cgroup != nil {
-		if p, err := n.parts.Inits.Open(pid); err == nil {
-			s.init = p
-			f.initAlive = p.Started() == s.state.PIDStart
+	if err != nil {
+		return f, err
+	}
+	if f.frozen, err = s.cgroup.Frozen(); err != nil {
+		return f, err
+	}
+	if pid != 0 && pid == s.state.PID {
+		p, err := n.parts.Inits.Open(pid)
+		if err != nil && !errors.Is(err, env.ErrNotFound) {
+			return f, err
+		}
+		if err == nil && p.Started() == s.state.PIDStart {
+			s.init, f.initAlive = p, true
+		} else if err == nil {
+			p.Close() // another process has the number now
 		}
 	}
 	info, err := n.parts.Islands.Adopt(ctx, s.id, s.state.Island)
-	if err == nil {
+	switch {
+	case err == nil:
 		s.island, f.island = info, true
-	} else if len(s.state.Island) > 0 {
-		n.log.Warn("adopt island", "slot", s.id, "error", err)
+	case errors.Is(err, env.ErrNotFound), errors.Is(err, env.ErrCorrupt):
+		if len(s.state.Island) > 0 {
+			n.log.Warn("adopt island", "slot", s.id, "error", err)
+		}
+	default:
+		return f, err
 	}
-	return f
+	return f, nil
 }
 
-// reopen makes a kept slot whole again: guest, sensors, policy and the freezer
-// as the journal wants them.
-func (n *Node) reopen(ctx context.Context, s *slot) error {
-	st := s.state
-	var err error
+// watch gives a kept slot its guest and its sensors back.
+func (n *Node) watch(s *slot) (err error) {
 	if s.guest, err = n.parts.Guests.Dial(s.id, s.init); err != nil {
 		return err
 	}
-	if err := n.parts.Detector.Bind(s.id, s.island.NetID, s.cgroup.ID(), s.class); err != nil {
-		return err
-	}
-	if st.Env == nil {
-		return s.init.OpenIdentity(st.IDs)
-	}
-	n.parts.Detector.Claimed(s.id, st.Env.ID)
-	ctx, cancel := context.WithTimeout(ctx, n.cfg.UndoTimeout)
-	defer cancel()
-	if wantsFrozen(st.Env.Phase) {
-		if st.Env.Phase == env.PhaseQuarantined {
-			if err := n.parts.Islands.Lock(s.id); err != nil {
-				return err
-			}
-		}
-		return s.cgroup.Freeze(ctx)
-	}
-	if err := n.parts.Islands.Unlock(s.id, s.class.Egress, st.Env.Egress); err != nil {
-		return err
-	}
-	return s.cgroup.Thaw(ctx)
+	return n.parts.Detector.Bind(s.id, s.island.NetID, s.cgroup.ID(), s.class)
 }
 
-// classOf is the class that a slot was made from; if its manifest has gone,
-// what the journal knows of it.
-func (n *Node) classOf(st slotState) *env.Class {
-	if c := n.classes[st.Class]; c != nil {
-		return c
+// reopen makes a kept environment whole again: guest, sensors, policy and the
+// freezer as the journal wants them. A freezer that does not follow is no
+// reason to lose it: the user's next pause or resume tries again.
+func (n *Node) reopen(ctx context.Context, s *slot) error {
+	if err := n.watch(s); err != nil {
+		return err
 	}
-	return &env.Class{Name: st.Class, Revision: st.Revision, Egress: env.EgressPolicy{Mode: env.EgressNone}}
+	e := s.state.Env
+	n.parts.Detector.Claimed(s.id, e.ID)
+	var err error
+	if e.Phase == env.PhaseQuarantined {
+		err = n.parts.Islands.Lock(s.id)
+	} else {
+		err = n.parts.Islands.Unlock(s.id, s.class.Egress, e.Egress)
+	}
+	if err != nil {
+		return err
+	}
+	if err := n.settle(ctx, s); err != nil {
+		n.log.Error("settle environment", "environment", e.ID, "phase", e.Phase, "error", err)
+	}
+	return nil
 }
 
 // sweep removes what carries this instance's name and belongs to no slot. A
@@ -211,7 +280,8 @@ func (n *Node) known(id env.SlotID) bool {
 
 // destroyOrphan removes a slot of which only the name is known.
 func (n *Node) destroyOrphan(ctx context.Context, id env.SlotID) error {
-	s := &slot{id: id, class: &env.Class{}, state: slotState{ID: id}}
+	s := newSlot(id, &env.Class{})
+	s.state.ID = id
 	if cg, err := n.parts.Cgroups.Adopt(id); err == nil {
 		s.cgroup = cg
 	}

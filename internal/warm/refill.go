@@ -78,8 +78,11 @@ func (n *Node) decide(now time.Time) action {
 	n.dropDead()
 	n.expireKeys(now)
 	views := make([]poolView, 0, len(n.pools))
+	memory := n.memoryLocked()
 	for name, p := range n.pools {
-		v := poolView{class: n.classes[name], preparing: p.making, failures: p.failures, retryAt: p.retryAt}
+		class := n.classes[name]
+		v := poolView{class: class, preparing: p.making, failures: p.failures, retryAt: p.retryAt}
+		v.fits = memory+class.Resources.MemoryBytes <= n.cfg.Memory
 		for _, s := range p.ready {
 			v.ready = append(v.ready, readySlot{id: s.id, revision: s.state.Revision, made: s.state.Made})
 		}
@@ -120,11 +123,19 @@ func (n *Node) buryLocked(s *slot) {
 	n.background(s, "its init ended in the pool")
 }
 
-// expireKeys forgets old idempotency keys. The caller holds mu.
+// expireKeys forgets old idempotency keys, but those of environments that are
+// still here. The caller holds mu.
 func (n *Node) expireKeys(now time.Time) {
-	for key, k := range n.keys {
-		if !k.at.IsZero() && now.Sub(k.at) > keyAge && n.envs[k.id] == nil {
-			delete(n.keys, key)
+	for range len(n.keyAges) {
+		oldest := n.keyAges[0]
+		if now.Sub(oldest.at) <= keyAge && len(n.keyAges) <= maxKeys {
+			return
+		}
+		n.keyAges = n.keyAges[1:]
+		if k := n.keys[oldest.key]; k != nil && n.envs[k.id] != nil {
+			n.keyAges = append(n.keyAges, keyAgeing{oldest.key, now})
+		} else {
+			delete(n.keys, oldest.key)
 		}
 	}
 }
@@ -181,6 +192,9 @@ func (n *Node) retire(ctx context.Context, id env.SlotID) error {
 // takeLocked takes one slot out of its pool. The caller holds mu.
 func (n *Node) takeLocked(s *slot) bool {
 	p := n.pools[s.class.Name]
+	if p == nil {
+		return false // its class has gone
+	}
 	for i, r := range p.ready {
 		if r == s {
 			p.ready = append(p.ready[:i:i], p.ready[i+1:]...)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"hearth/internal/env"
@@ -30,9 +29,7 @@ func (n *Node) Claim(ctx context.Context, c Claim) (Answer, error) {
 			return Answer{}, err
 		}
 		if mine {
-			answer, err := n.claim(ctx, &c, digest, watch)
-			n.settleKey(c.Key, k, answer.Environment.ID)
-			return answer, err
+			return n.claimOnce(ctx, &c, digest, watch, k)
 		}
 		select {
 		case <-k.done:
@@ -44,6 +41,12 @@ func (n *Node) Claim(ctx context.Context, c Claim) (Answer, error) {
 		}
 		// The first try failed, so this one is the first.
 	}
+}
+
+// claimOnce is the claim that owns its key, which is settled whatever happens.
+func (n *Node) claimOnce(ctx context.Context, c *Claim, digest string, watch *stopwatch, k *keyed) (answer Answer, err error) {
+	defer func() { n.settleKey(c.Key, k, answer.Environment.ID) }()
+	return n.claim(ctx, c, digest, watch)
 }
 
 // reserveKey enters a claim's key, or finds the claim that has it.
@@ -65,9 +68,11 @@ func (n *Node) reserveKey(key, digest string) (k *keyed, mine bool, err error) {
 func (n *Node) settleKey(key string, k *keyed, id env.ID) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	k.id, k.at = id, time.Now()
+	k.id = id
 	if id == "" {
 		delete(n.keys, key)
+	} else {
+		n.keyAges = append(n.keyAges, keyAgeing{key, time.Now()})
 	}
 	close(k.done)
 }
@@ -105,16 +110,16 @@ func (n *Node) claim(ctx context.Context, c *Claim, digest string, watch *stopwa
 		return Answer{}, err
 	}
 	watch.lap("take")
-	defer n.claimEnded()
-	if err := n.personalise(ctx, s, c, digest, warm, watch); err != nil {
-		n.dropEnvironment(c.ID)
+	err = n.personalise(ctx, s, c, digest, warm, watch)
+	condemned := n.claimEnded(c.ID, s, err != nil)
+	if err != nil {
 		n.background(s, "its claim failed")
 		n.unfork(c)
 		return Answer{}, fmt.Errorf("claim environment %s: %w", c.ID, err)
 	}
 	n.metrics.claim(c.Class, warm, watch)
 	st := n.stateOf(s)
-	n.afterClaim(s, st)
+	n.afterClaim(s, st, condemned)
 	return Answer{
 		Environment: s.view(st),
 		Token:       n.tokens.of(st.Env.ID, st.Env.Generation, st.Env.Epoch),
@@ -134,9 +139,10 @@ func (n *Node) obtain(ctx context.Context, c *Claim) (s *slot, warm bool, err er
 		return nil, false, fmt.Errorf("%w: this node's agent is stopping", env.ErrUnavailable)
 	case class == nil:
 		return nil, false, fmt.Errorf("%w: class %q; this node has %s", env.ErrNotFound, c.Class, n.classNames())
-	case n.envs[c.ID] != nil:
+	case n.envs[c.ID] != nil || n.pending[c.ID]:
 		return nil, false, fmt.Errorf("%w: environment %s runs on this node", env.ErrExists, c.ID)
 	}
+	n.pending[c.ID] = true
 	n.claiming++
 	if c.Snapshot == "" {
 		if s := n.popReady(class); s != nil {
@@ -147,6 +153,7 @@ func (n *Node) obtain(ctx context.Context, c *Claim) (s *slot, warm bool, err er
 	s, err = n.makeCold(ctx, class, c)
 	if err != nil {
 		n.claiming--
+		delete(n.pending, c.ID)
 		return nil, false, err
 	}
 	n.envs[c.ID] = s
@@ -167,10 +174,14 @@ func (n *Node) popReady(class *env.Class) *slot {
 			}
 		}
 		n.takeLocked(s)
-		if s.init.Alive() {
+		switch {
+		case !s.init.Alive():
+			n.buryLocked(s)
+		case class.Warm.MaxAge > 0 && time.Since(s.state.Made) > class.Warm.MaxAge:
+			n.background(s, "it is older than its class allows")
+		default:
 			return s
 		}
-		n.buryLocked(s)
 	}
 	return nil
 }
@@ -190,7 +201,7 @@ func (n *Node) makeCold(ctx context.Context, class *env.Class, c *Claim) (*slot,
 	n.mu.Unlock()
 	var fill fill
 	if c.Snapshot != "" {
-		fill = n.restore(c.Snapshot, c.ID)
+		fill = n.restore(c)
 	}
 	s, err := n.prepare(ctx, class, fill)
 	if err != nil {
@@ -198,19 +209,14 @@ func (n *Node) makeCold(ctx context.Context, class *env.Class, c *Claim) (*slot,
 	}
 	n.mu.Lock()
 	n.claiming++
-	if err != nil {
-		return nil, err
-	}
-	if n.envs[c.ID] != nil {
-		n.background(s, "its environment was claimed meanwhile")
-		return nil, fmt.Errorf("%w: environment %s runs on this node", env.ErrExists, c.ID)
-	}
-	return s, nil
+	return s, err
 }
 
-// restore fills a slot from a snapshot of the same image.
-func (n *Node) restore(id env.SnapshotID, child env.ID) fill {
+// restore fills a slot from the claim's snapshot, which must be of the same
+// image, and begins the environment's own lineage there.
+func (n *Node) restore(c *Claim) fill {
 	return func(ctx context.Context, image Image, files Files) error {
+		id := c.Snapshot
 		snap, err := n.parts.Snapshots.Get(id)
 		if err != nil {
 			return err
@@ -221,16 +227,20 @@ func (n *Node) restore(id env.SnapshotID, child env.ID) fill {
 		if err := n.parts.Snapshots.Restore(ctx, id, files); err != nil {
 			return err
 		}
-		if snap.Lineage == child {
+		if snap.Lineage == c.ID {
 			return nil // it goes on in its own lineage
 		}
-		return n.parts.Snapshots.Fork(ctx, id, child)
+		if err := n.parts.Snapshots.Fork(ctx, id, c.ID); err != nil {
+			return err
+		}
+		c.forked = true
+		return nil
 	}
 }
 
-// unfork forgets the lineage that a failed claim of a snapshot began.
+// unfork forgets the lineage that a failed claim began, and no other.
 func (n *Node) unfork(c *Claim) {
-	if c.Snapshot == "" || strings.HasPrefix(string(c.Snapshot), string(c.ID)+"/") {
+	if !c.forked {
 		return
 	}
 	if err := n.parts.Snapshots.Delete(c.ID); err != nil && !errors.Is(err, env.ErrNotFound) {
@@ -242,6 +252,9 @@ func (n *Node) unfork(c *Claim) {
 func (n *Node) personalise(ctx context.Context, s *slot, c *Claim, digest string, warm bool, watch *stopwatch) error {
 	if !s.init.Alive() {
 		return errors.New("the slot's init has ended")
+	}
+	if err := ctx.Err(); err != nil {
+		return err // a caller who has gone wants no environment
 	}
 	files, err := identityFiles(c.ID, c)
 	if err != nil {
@@ -270,9 +283,6 @@ func (n *Node) personalise(ctx context.Context, s *slot, c *Claim, digest string
 		return err
 	}
 	watch.lap("thaw")
-	if !s.init.Alive() { // an end from here on is InitEnded's
-		return errors.New("the slot's init ended during the claim")
-	}
 	return n.change(s, func(st *slotState) {
 		st.Env.Phase = env.PhaseRunning
 		st.Env.Took = watch.total()
@@ -289,13 +299,24 @@ func (st *slotState) claimedBy(c *Claim, digest string, warm bool, class *env.Cl
 	}
 }
 
-// afterClaim starts the services that waited for the claim, beside the answer.
-func (n *Node) afterClaim(s *slot, st slotState) {
+// afterClaim does beside the answer what it need not wait for: services that
+// waited for the claim, and what happened to the slot while it was claimed.
+func (n *Node) afterClaim(s *slot, st slotState, condemned string) {
 	n.work.Add(1)
 	go func() {
 		defer n.work.Done()
+		if !s.init.Alive() {
+			n.initEnded(s)
+			return
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), n.cfg.UndoTimeout)
 		defer cancel()
+		if condemned != "" {
+			if err := n.Quarantine(ctx, s.id, condemned); err != nil {
+				n.log.Error("quarantine claimed environment", "environment", st.Env.ID, "error", err)
+			}
+			return
+		}
 		n.log.Info("environment claimed", "environment", st.Env.ID, "slot", s.id, "class", st.Class, "warm", st.Env.Warm, "took", st.Env.Took)
 		if err := s.guest.Claimed(ctx); err != nil {
 			n.log.Error("start services after claim", "environment", st.Env.ID, "error", err)
@@ -303,16 +324,24 @@ func (n *Node) afterClaim(s *slot, st slotState) {
 	}()
 }
 
-// claimEnded lets the pools be refilled again after a rest. Claims that follow
-// each other closely do not prolong it: a busy node must refill most of all.
-func (n *Node) claimEnded() {
+// claimEnded opens the environment to operations, or forgets it if its claim
+// failed, and says why it must be quarantined, if it must. The pools are
+// refilled again after a rest; claims that follow each other closely do not
+// prolong it: a busy node must refill most of all.
+func (n *Node) claimEnded(id env.ID, s *slot, failed bool) (condemned string) {
 	n.mu.Lock()
 	n.claiming--
+	delete(n.pending, id)
+	if failed {
+		delete(n.envs, id)
+	}
+	condemned = s.condemned
 	if now := time.Now(); !n.restTill.After(now) {
 		n.restTill = now.Add(rest)
 	}
 	n.mu.Unlock()
 	n.poke()
+	return condemned
 }
 
 func (n *Node) dropEnvironment(id env.ID) {

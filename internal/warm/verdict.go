@@ -9,6 +9,7 @@ const (
 	destroy fate = iota
 	keepReady
 	keepEnvironment
+	keepFailed // its files, and nothing of it running
 )
 
 // finding is what the kernel and containerd say of a slot at a restart.
@@ -19,32 +20,41 @@ type finding struct {
 }
 
 // judge decides a slot's fate from its last journal record and what was found,
-// with the reason for destroying it.
+// with the reason for anything but keeping it as it is.
 //
 // A claim is journalled as claiming before its slot is touched and as running
 // before it is answered. So a slot still claiming was never answered: a caller
-// that waits repeats its key and gets another.
+// that waits repeats its key and gets another. An answered environment is never
+// destroyed: without init or island it is kept as failed, with its files.
 func judge(s slotState, f finding) (fate, string) {
+	if s.Phase == env.SlotClaimed && s.Env != nil {
+		return judgeEnvironment(s.Env.Phase, f)
+	}
 	switch {
-	case s.Phase == env.SlotPreparing:
-		return destroy, "was being prepared"
+	case s.Phase != env.SlotReady:
+		return destroy, "it was " + string(s.Phase)
 	case !f.initAlive:
-		return destroy, "its init is gone"
+		return destroy, "its init has ended"
 	case !f.island:
 		return destroy, "its island is not in force"
-	case s.Phase == env.SlotReady && f.frozen:
-		return keepReady, ""
-	case s.Phase == env.SlotReady:
-		return destroy, "was ready but not frozen"
-	case s.Env == nil:
-		return destroy, "claimed by nobody"
-	case s.Env.Phase == env.PhaseClaiming:
-		return destroy, "its claim was never answered"
-	case s.Env.Phase == env.PhaseReleased:
-		return destroy, "its release was under way"
-	default:
-		return keepEnvironment, ""
+	case !f.frozen:
+		return destroy, "it was ready but not frozen"
 	}
+	return keepReady, ""
+}
+
+func judgeEnvironment(phase env.Phase, f finding) (fate, string) {
+	switch {
+	case phase == env.PhaseClaiming:
+		return destroy, "its claim was never answered"
+	case phase == env.PhaseReleased:
+		return destroy, "its release was under way"
+	case phase == env.PhaseFailed, !f.initAlive:
+		return keepFailed, "its init ended"
+	case !f.island:
+		return keepFailed, "its island was not in force"
+	}
+	return keepEnvironment, ""
 }
 
 // wantsFrozen reports whether an environment in this phase must be frozen. The

@@ -31,11 +31,19 @@ type Room struct {
 func (s *slot) view(st slotState) Environment {
 	e := st.Env
 	return Environment{
-		Address: s.island.Address.String(),
+		Address: s.address(),
 		ID:      e.ID, Slot: st.ID, Class: st.Class, Tenant: e.Tenant, Generation: e.Generation,
 		Phase: e.Phase, Message: e.Message, Warm: e.Warm, Snapshot: e.Snapshot,
 		Claimed: e.Claimed, Labels: e.Labels, PID: st.PID, Ports: e.Ports,
 	}
+}
+
+// address is the island's, "" if there is none any more.
+func (s *slot) address() string {
+	if !s.island.Address.IsValid() {
+		return ""
+	}
+	return s.island.Address.String()
 }
 
 func (n *Node) viewOf(s *slot) Environment { return s.view(n.stateOf(s)) }
@@ -54,7 +62,7 @@ func (n *Node) List() []Environment {
 	n.mu.Lock()
 	slots := make([]*slot, 0, len(n.envs))
 	for _, s := range n.envs {
-		if s.state.Env != nil {
+		if s.state.Env != nil && !n.pending[s.state.Env.ID] {
 			slots = append(slots, s)
 		}
 	}
@@ -71,6 +79,9 @@ func (n *Node) List() []Environment {
 func (n *Node) find(id env.ID) (*slot, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.pending[id] {
+		return nil, fmt.Errorf("%w: environment %s is being claimed; wait for the claim's answer", env.ErrState, id)
+	}
 	s := n.envs[id]
 	if s == nil || s.state.Env == nil {
 		return nil, fmt.Errorf("%w: environment %.40q on this node", env.ErrNotFound, id)
@@ -151,6 +162,7 @@ func (n *Node) Inspect(name string) (Inspection, error) {
 	if s == nil {
 		s = n.envs[env.ID(name)]
 	}
+	doomed := s != nil && s.doomed
 	n.mu.Unlock()
 	if s == nil {
 		return Inspection{}, fmt.Errorf("%w: slot or environment %.40q on this node", env.ErrNotFound, name)
@@ -160,10 +172,15 @@ func (n *Node) Inspect(name string) (Inspection, error) {
 		Slot: st.ID, Phase: st.Phase, Class: st.Class, Revision: st.Revision, Image: st.Image,
 		IDs: st.IDs, PID: st.PID, Upper: st.Upper,
 	}
-	if st.Phase == env.SlotPreparing {
-		return out, nil // its parts are still being made
+	if st.Phase == env.SlotPreparing || doomed {
+		return out, nil // its parts are still being made, or being removed
 	}
-	out.NetID, out.Address, out.Alive = s.island.NetID, s.island.Address.String(), s.init.Alive()
+	if s.init == nil { // taken back failed: nothing of it runs
+		v := n.viewOf(s)
+		out.Environment = &v
+		return out, nil
+	}
+	out.NetID, out.Address, out.Alive = s.island.NetID, s.address(), s.init.Alive()
 	out.Cgroup, out.CgroupID = s.cgroup.ContainerPath(), s.cgroup.ID()
 	out.Frozen, _ = s.cgroup.Frozen() // a cgroup that is just being removed reads as thawed
 	if st.Env != nil {

@@ -55,6 +55,20 @@ func (w *world) parts() Parts {
 	}
 }
 
+// failWith makes calls fail as fail says; nil lets them work.
+func (w *world) failWith(fail func(call string) error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fail = fail
+}
+
+// die ends a process.
+func (w *world) die(pid int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.alive[pid] = false
+}
+
 // leftovers counts everything that exists.
 func (w *world) leftovers() map[string]int {
 	w.mu.Lock()
@@ -77,7 +91,7 @@ func (w fakeRuntime) Image(_ context.Context, ref string) (Image, error) {
 	return Image{Ref: ref, Digest: "sha256:" + ref}, w.call("image")
 }
 
-func (w fakeRuntime) Prepare(_ context.Context, slot env.SlotID, _ string, _ env.IDRange) (string, error) {
+func (w fakeRuntime) Prepare(_ context.Context, slot env.SlotID, _ Image, _ env.IDRange) (string, error) {
 	if err := w.call("prepare"); err != nil {
 		return "", err
 	}
@@ -295,6 +309,11 @@ type fakeInit struct {
 func (w fakeInits) Open(pid int) (Init, error) {
 	if err := w.call("open"); err != nil {
 		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.alive[pid] {
+		return nil, env.ErrNotFound
 	}
 	return &fakeInit{w.world, pid}, nil
 }

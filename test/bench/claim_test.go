@@ -30,6 +30,7 @@ func BenchmarkClaimWarmNewPolicy(b *testing.B) {
 }
 
 func claimWarm(b *testing.B, spec func(int) *hearthv1.ClaimSpec) {
+	b.Helper()
 	var seen, node sample
 	phases := map[string]sample{}
 	var order []string

@@ -106,6 +106,7 @@ func (s sample) percentile(p int) time.Duration {
 // report gives the percentiles, and takes back the mean, which would count
 // what lies between two measured calls.
 func (s sample) report(b *testing.B) {
+	b.Helper()
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(ms(s.percentile(50)), "p50-ms")
 	b.ReportMetric(ms(s.percentile(99)), "p99-ms")

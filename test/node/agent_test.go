@@ -42,7 +42,6 @@ const (
 type agent struct {
 	*stage.Stage
 	port int // of the TCP API; the next one is that of the metrics
-	env  []string
 
 	mu   sync.Mutex // guards gone
 	gone []string   // names of what was released
@@ -226,6 +225,7 @@ func isPolicy(entry string) bool { return strings.HasPrefix(entry, "policies[") 
 
 // releaseAll keeps a failed test from failing the next ones.
 func (a *agent) releaseAll(t *testing.T) {
+	t.Helper()
 	a.up(t)
 	list, err := a.Node.List(t.Context(), &hearthv1.NodeListRequest{})
 	if err != nil {
@@ -243,6 +243,7 @@ func (a *agent) releaseAll(t *testing.T) {
 }
 
 func (a *agent) tail(t *testing.T) {
+	t.Helper()
 	b, err := os.ReadFile(a.Path("agent.log"))
 	if err == nil {
 		t.Logf("--- end of agent.log\n%s", b[max(0, len(b)-4000):])
@@ -368,7 +369,7 @@ func holds(t *testing.T, message string, words ...string) {
 func fails(t *testing.T, err, sentinel error, words ...string) {
 	t.Helper()
 	var ue *url.Error
-	if !errors.Is(err, sentinel) || (errors.As(err, &ue) && sentinel != env.ErrUnavailable) {
+	if !errors.Is(err, sentinel) || (errors.As(err, &ue) && !errors.Is(sentinel, env.ErrUnavailable)) {
 		t.Errorf("error is %v, want one of kind %q", err, sentinel)
 		return
 	}

@@ -184,7 +184,7 @@ func converse(ctx context.Context, open connectFunc, port uint32, text string) (
 		return "", err
 	}
 	defer func() { _ = s.CloseResponse() }()
-	if err := s.Send(&hearthv1.ConnectRequest{Port: port, Data: []byte(text)}); err != nil && err != io.EOF {
+	if err := s.Send(&hearthv1.ConnectRequest{Port: port, Data: []byte(text)}); err != nil && !errors.Is(err, io.EOF) {
 		return "", err
 	}
 	for {

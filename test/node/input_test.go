@@ -45,6 +45,7 @@ func TestNodeBadImageArchiveIsRefused(t *testing.T) {
 
 // half is the first half of a file.
 func half(t *testing.T, path string) []byte {
+	t.Helper()
 	b, err := os.ReadFile(path)
 	ok(t, err)
 	return b[:len(b)/2]

@@ -86,7 +86,7 @@ func (a *agent) seesThrough(t *testing.T, lie, word string) {
 		t.Errorf("%s: the claim failed after %s only", lie, took)
 	}
 	holds(t, stderr, "class "+lie, word)
-	if len(stderr) > 4096 || strings.ContainsAny(stderr, "\x1b\x00") {
+	if len(stderr) > 8192 || strings.ContainsAny(stderr, "\x1b\x00") {
 		t.Errorf("%s: %d bytes of what the liar said come through: %.200q", lie, len(stderr), stderr)
 	}
 	t.Logf("%s: exit %d after %s: %s", lie, code, took.Round(time.Millisecond), strings.TrimSpace(stderr))

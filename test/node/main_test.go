@@ -161,7 +161,7 @@ func tearDown(s *stage.Stage) error {
 // clear ends an instance's agent and removes everything of it.
 func clear(on, s *stage.Stage) error {
 	config := s.Path("nodeagent.yaml")
-	if _, err := os.Stat(config); err != nil {
+	if _, err := os.Stat(config); errors.Is(err, os.ErrNotExist) {
 		return nil // never made
 	}
 	err := s.End("agent")

@@ -148,14 +148,14 @@ func TestNodeSIGKILLDuringPreparationsLeavesNothingHalf(t *testing.T) {
 	a := node(t)
 	kept := a.claim(t, "web")
 	want := map[string]stage.Claimed{kept.ID(): kept}
-	for _, after := range []time.Duration{10, 40, 80, 120, 170, 230} {
+	for _, after := range []int{10, 40, 80, 120, 170, 230} {
 		c := a.claim(t, "web") // makes room for a preparation
 		a.forget(c.ID(), c.Environment.Slot)
 		resp, err := a.Node.Release(t.Context(), &hearthv1.NodeReleaseRequest{Environment: c.ID()})
 		if err != nil {
 			t.Fatal(err, resp)
 		}
-		time.Sleep(after * time.Millisecond)
+		time.Sleep(time.Duration(after) * time.Millisecond)
 		a.kill(t)
 		a.up(t)
 		a.consistent(t, want)
@@ -167,7 +167,7 @@ func TestNodeSIGKILLDuringPreparationsLeavesNothingHalf(t *testing.T) {
 // repetition of an unanswered one gets one environment.
 func TestNodeSIGKILLDuringClaimsKeepsWhatWasAnswered(t *testing.T) {
 	a := node(t)
-	for round, after := range []time.Duration{1, 4, 15, 60, 200} {
+	for round, after := range []int{1, 4, 15, 60, 200} {
 		var (
 			wg   sync.WaitGroup
 			mu   sync.Mutex
@@ -187,7 +187,7 @@ func TestNodeSIGKILLDuringClaimsKeepsWhatWasAnswered(t *testing.T) {
 				want[resp.GetEnvironment().GetId()] = claimed(resp)
 			})
 		}
-		time.Sleep(after * time.Millisecond)
+		time.Sleep(time.Duration(after) * time.Millisecond)
 		a.kill(t)
 		wg.Wait()
 		a.up(t)
@@ -275,14 +275,14 @@ func TestNodeSIGKILLDuringASnapshotLeavesNothingFrozen(t *testing.T) {
 func TestNodeSIGKILLDuringReleasesEndsThem(t *testing.T) {
 	a := node(t)
 	kept := a.claim(t, "bare")
-	for _, after := range []time.Duration{0, 3, 10, 30, 60} {
+	for _, after := range []int{0, 3, 10, 30, 60} {
 		c := a.claim(t, "web")
 		done := make(chan error, 1)
 		go func() {
 			_, err := a.Node.Release(context.Background(), &hearthv1.NodeReleaseRequest{Environment: c.ID()})
 			done <- err
 		}()
-		time.Sleep(after * time.Millisecond)
+		time.Sleep(time.Duration(after) * time.Millisecond)
 		a.kill(t)
 		answer := <-done
 		a.up(t)

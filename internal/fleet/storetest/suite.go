@@ -30,7 +30,7 @@ func full() fleet.State {
 	return fleet.State{
 		Records: []*fleet.Record{
 			{Environment: &hearthv1.Environment{Id: "e-1", Tenant: "a", Generation: 3, Labels: map[string]string{"k": "v"}}, Changed: now,
-				Stale: []fleet.Placement{{Node: "n1", Generation: 2}}, Snapshots: true},
+				Stale: []fleet.Placement{{Node: "n1", Generation: 2}}, Snapshots: true, Ended: true},
 			{Environment: &hearthv1.Environment{Id: "e-2"}, Changed: now},
 		},
 		Answers: []*fleet.Answer{

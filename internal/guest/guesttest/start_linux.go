@@ -53,7 +53,10 @@ var built struct {
 }
 
 // Binary is an envinit, built once per test binary.
-func Binary(t testing.TB) string { return buildOnce(t, "envinit", "hearth/cmd/envinit") }
+func Binary(t testing.TB) string {
+	t.Helper()
+	return buildOnce(t, "envinit", "hearth/cmd/envinit")
+}
 
 // shared is a copy of the program that root directories link to, in the ids of
 // the environment: its pages stay those that an emulator has translated.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -54,9 +55,7 @@ func once[T proto.Message](ctx context.Context, m *memo, key string, req proto.M
 			return zero, fmt.Errorf("%w: idempotency key %.40q came with another request before; use a new key", env.ErrInvalid, key)
 		}
 		if mine {
-			answer, err := fn()
-			m.end(key, c, answer, err)
-			return answer, err
+			return runOnce(m, key, c, fn)
 		}
 		select {
 		case <-c.done:
@@ -68,6 +67,15 @@ func once[T proto.Message](ctx context.Context, m *memo, key string, req proto.M
 		}
 	}
 }
+
+// runOnce settles the call also if fn panics, so that its key is free again.
+func runOnce[T proto.Message](m *memo, key string, c *call, fn func() (T, error)) (answer T, err error) {
+	err = errNotEnded
+	defer func() { m.end(key, c, answer, err) }()
+	return fn()
+}
+
+var errNotEnded = errors.New("the call did not end")
 
 // digestOf covers the request and its kind.
 func digestOf(req proto.Message) ([]byte, error) {

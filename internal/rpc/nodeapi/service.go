@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -22,8 +23,8 @@ type Info struct {
 	Instance string
 	BootID   string
 	Version  string
-	// Access is the address and certificate authority of the Guest API; empty
-	// if this node serves none.
+	// GuestAddress is the host:port of the Guest API, CAPEM the authority of its
+	// certificate; nil before there is one.
 	GuestAddress string
 	CAPEM        func() []byte
 }
@@ -188,9 +189,15 @@ func (s *Service) Fork(ctx context.Context, req *hearthv1.NodeForkRequest) (*hea
 	})
 }
 
-// Release implements NodeService.
+// releaseTime bounds a release on the node, with the snapshot that it may take.
+const releaseTime = 20 * time.Minute
+
+// Release implements NodeService. It goes on if the caller gives up waiting: a
+// repetition of the key joins it.
 func (s *Service) Release(ctx context.Context, req *hearthv1.NodeReleaseRequest) (*hearthv1.NodeReleaseResponse, error) {
 	return once(ctx, s.memo, req.GetIdempotencyKey(), req, func() (*hearthv1.NodeReleaseResponse, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTime)
+		defer cancel()
 		snap, err := s.node.Release(ctx, env.ID(req.GetEnvironment()), env.Generation(req.GetGeneration()), req.GetSnapshot())
 		if err != nil {
 			return nil, err
@@ -204,8 +211,8 @@ func (s *Service) Release(ctx context.Context, req *hearthv1.NodeReleaseRequest)
 }
 
 // Token implements NodeService.
-func (s *Service) Token(_ context.Context, req *hearthv1.NodeTokenRequest) (*hearthv1.NodeTokenResponse, error) {
-	token, err := s.node.Token(env.ID(req.GetEnvironment()))
+func (s *Service) Token(ctx context.Context, req *hearthv1.NodeTokenRequest) (*hearthv1.NodeTokenResponse, error) {
+	token, err := s.node.Token(ctx, env.ID(req.GetEnvironment()))
 	if err != nil {
 		return nil, err
 	}
@@ -267,7 +274,7 @@ func (s *Service) UnsafeOpenIsland(ctx context.Context, req *hearthv1.UnsafeOpen
 	if req.GetOpen() {
 		err = s.islands.OpenForTest(e.Slot)
 	} else {
-		err = s.node.RestorePolicy(id)
+		err = s.node.RestorePolicy(ctx, id)
 	}
 	if err != nil {
 		return nil, err

@@ -27,7 +27,7 @@ type report struct {
 }
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == "exit" {
+	if os.Getenv("PROBE") == "exit" {
 		os.Exit(7)
 	}
 	r := report{PID: os.Getpid(), UID: os.Getuid(), Args: os.Args, Env: map[string]string{}, Calls: map[string]string{}, Files: map[string]string{}}
@@ -85,6 +85,13 @@ func calls(out map[string]string) {
 		"socket rds": {21, 5, 0}, "socket tipc": {30, 1, 0},
 	} {
 		_, _, e := syscall.RawSyscall(syscall.SYS_SOCKET, f[0], f[1], f[2])
+		say(name, e)
+	}
+	var pair [2]int32
+	for name, family := range map[string]uintptr{
+		"socketpair unix": 1, "socketpair inet": 2, "socketpair vsock": 40, "socketpair rds": 21, "socketpair tipc": 30,
+	} {
+		_, _, e := syscall.RawSyscall6(syscall.SYS_SOCKETPAIR, family, 1, 0, uintptr(unsafe.Pointer(&pair)), 0, 0)
 		say(name, e)
 	}
 	params := make([]byte, 256)

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hearth/internal/env"
+)
+
+// shims ends shims that containerd has lost. Deleting a task makes its shim
+// end, but if the caller dies in the middle, containerd gives up the deletion
+// and forgets the shim, which then waits for ever. Each of our slots has a shim
+// of its own.
+type shims struct {
+	namespace string
+
+	mu    sync.Mutex // guards found
+	found map[env.SlotID]int
+}
+
+// look notes the shims that run now.
+func (s *shims) look() {
+	found := map[env.SlotID]int{}
+	dirs, _ := filepath.Glob("/proc/[0-9]*") // the pattern is well formed
+	for _, dir := range dirs {
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil {
+			continue // no process
+		}
+		if slot, ok := s.slotOf(pid); ok {
+			found[slot] = pid
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.found = found
+}
+
+// slots returns the slots whose shims look found.
+func (s *shims) slots() []env.SlotID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]env.SlotID, 0, len(s.found))
+	for slot := range s.found {
+		out = append(out, slot)
+	}
+	return out
+}
+
+// slotOf reads a shim's command line: -namespace NAME -id SLOT.
+func (s *shims) slotOf(pid int) (env.SlotID, bool) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
+	args := bytes.Split(b, []byte{0})
+	if err != nil || filepath.Base(string(args[0])) != "containerd-shim-runc-v2" {
+		return "", false
+	}
+	flags := map[string]string{}
+	for i := 1; i+1 < len(args); i += 2 {
+		flags[string(args[i])] = string(args[i+1])
+	}
+	slot, err := env.ParseSlotID(flags["-id"])
+	return slot, err == nil && flags["-namespace"] == s.namespace
+}
+
+// shimGrace is how long a shim may take to end after its task was deleted.
+const shimGrace = 500 * time.Millisecond
+
+// end waits for a deleted slot's shim, if look saw one, and kills it if it does
+// not end.
+func (s *shims) end(slot env.SlotID) {
+	s.mu.Lock()
+	pid, ok := s.found[slot]
+	delete(s.found, slot)
+	s.mu.Unlock()
+	if !ok {
+		return
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return // gone
+	}
+	defer unix.Close(fd)
+	if now, ok := s.slotOf(pid); !ok || now != slot {
+		return // the pid is another's now
+	}
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	if n, err := unix.Poll(fds, int(shimGrace.Milliseconds())); err == nil && n == 0 {
+		_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) // it may have ended just now
+	}
+}
