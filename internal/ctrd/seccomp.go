@@ -2,6 +2,7 @@ package ctrd
 
 import (
 	"slices"
+	"syscall"
 
 	"github.com/containerd/containerd/v2/contrib/seccomp"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -9,7 +10,7 @@ import (
 
 // refusedSyscalls are taken out of containerd's default profile, wherever a
 // version of it may allow them: large kernel surface that no guest needs, and
-// socketcall, by which a 32-bit program would get round the socket families.
+// socketcall; see noSocketcall.
 var refusedSyscalls = []string{
 	"io_uring_setup", "io_uring_enter", "io_uring_register",
 	"keyctl", "add_key", "request_key",
@@ -51,8 +52,18 @@ func seccompProfile(spec *specs.Spec) *specs.LinuxSeccomp {
 	for _, family := range pairFamilies {
 		kept = append(kept, allowFamily("socketpair", family))
 	}
-	p.Syscalls = kept
+	p.Syscalls = append(kept, noSocketcall())
 	return p
+}
+
+// noSocketcall refuses the call by which a 32-bit program would get round the
+// socket families, since its arguments are behind a pointer. To leave it out
+// refuses nothing: libseccomp takes a rule for socket as one for socketcall too,
+// of every family (abi_rule_add in its src/arch-x86.c). A rule without a
+// condition wins over those. ENOSYS tells a libc to use the direct calls.
+func noSocketcall() specs.LinuxSyscall {
+	errno := uint(syscall.ENOSYS)
+	return specs.LinuxSyscall{Names: []string{"socketcall"}, Action: specs.ActErrno, ErrnoRet: &errno}
 }
 
 func allowFamily(call string, family uint64) specs.LinuxSyscall {

@@ -33,6 +33,9 @@ type Config struct {
 	// KeepAnswers is how long an idempotency key is remembered, and a final
 	// environment shown. Default 24 h.
 	KeepAnswers time.Duration
+	// MaxAnswers and MaxAnswerBytes bound the remembered answers; beyond either
+	// the oldest are forgotten before their time. Defaults 100,000 and 256 MiB.
+	MaxAnswers, MaxAnswerBytes int
 }
 
 func (c Config) withDefaults() Config {
@@ -49,6 +52,12 @@ func (c Config) withDefaults() Config {
 	def(&c.SnapshotTimeout, 15*time.Minute)
 	def(&c.AbandonAfter, 10*time.Minute)
 	def(&c.KeepAnswers, 24*time.Hour)
+	if c.MaxAnswers == 0 {
+		c.MaxAnswers = 100_000
+	}
+	if c.MaxAnswerBytes == 0 {
+		c.MaxAnswerBytes = 256 << 20
+	}
 	return c
 }
 
@@ -76,11 +85,13 @@ type Fleet struct {
 	index   *placement.Index
 	nodes   map[string]*nodeState
 	records map[env.ID]*Record
-	answers map[AnswerKey]*Answer
+	answers answerBook
+	due     *schedule[env.ID] // when records are to be forgotten or given up
 	apiKeys map[string]APIKey
 	joins   map[[32]byte]JoinToken
 	busy    map[AnswerKey]chan struct{} // calls under way; closed at their end
 	pending map[env.ID]struct{}         // records with stale placements
+	ending  map[staleItem]*ending       // releases under way or to be tried again
 	changed chan struct{}               // closed and replaced when nodes changed
 	session uint64
 }
@@ -102,11 +113,13 @@ func New(log *slog.Logger, store Store, dial Dial, cfg Config, m *Metrics) (*Fle
 		index:   placement.NewIndex(),
 		nodes:   map[string]*nodeState{},
 		records: map[env.ID]*Record{},
-		answers: map[AnswerKey]*Answer{},
+		answers: newAnswerBook(),
+		due:     newSchedule[env.ID](),
 		apiKeys: map[string]APIKey{},
 		joins:   map[[32]byte]JoinToken{},
 		busy:    map[AnswerKey]chan struct{}{},
 		pending: map[env.ID]struct{}{},
+		ending:  map[staleItem]*ending{},
 		changed: make(chan struct{}),
 	}
 	f.publish(Change{Put: st})
@@ -135,9 +148,10 @@ func (f *Fleet) publish(c Change) {
 	for _, id := range c.DeleteRecords {
 		delete(f.records, id)
 		delete(f.pending, id)
+		f.due.drop(id)
 	}
 	for _, k := range c.DeleteAnswers {
-		delete(f.answers, k)
+		f.answers.remove(k)
 	}
 	for _, id := range c.DeleteAPIKeys {
 		delete(f.apiKeys, id)
@@ -152,9 +166,14 @@ func (f *Fleet) publish(c Change) {
 		} else {
 			delete(f.pending, r.ID())
 		}
+		if at, ok := f.dueAt(r); ok {
+			f.due.set(r.ID(), at)
+		} else {
+			f.due.drop(r.ID())
+		}
 	}
 	for _, a := range c.Put.Answers {
-		f.answers[a.AnswerKey] = a
+		f.answers.put(a)
 	}
 	for _, k := range c.Put.APIKeys {
 		f.apiKeys[k.ID] = k

@@ -14,6 +14,7 @@ type Metrics struct {
 	reconciles *prometheus.CounterVec
 	detections *prometheus.CounterVec
 	nodes      prometheus.Gauge
+	dropped    prometheus.Counter
 }
 
 // NewMetrics registers hearth_fleet_….
@@ -38,8 +39,11 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		nodes: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "hearth_fleet_nodes_placeable", Help: "Nodes that may be given claims.",
 		}),
+		dropped: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "hearth_fleet_answers_dropped_total", Help: "Idempotency keys forgotten before their time, because there were more than are kept.",
+		}),
 	}
-	reg.MustRegister(m.claims, m.seconds, m.attempts, m.reconciles, m.detections, m.nodes)
+	reg.MustRegister(m.claims, m.seconds, m.attempts, m.reconciles, m.detections, m.nodes, m.dropped)
 	return m
 }
 

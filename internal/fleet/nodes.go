@@ -21,6 +21,7 @@ type nodeState struct {
 	seen    time.Time
 	known   placement.Node
 	missing map[env.ID]struct{} // stored as living there, and not in its inventory
+	asking  bool                // it is being asked about them
 }
 
 // Session is one node's stream of reports. A newer one of the same node takes
@@ -45,6 +46,7 @@ func (f *Fleet) Connect(node, address string) *Session {
 		n.address, n.client = address, f.dial(node, address)
 	}
 	n.session, n.seen = f.session, time.Now()
+	f.retryEnding(node)
 	n.known = placement.Node{Name: node, Unplaceable: "no inventory yet"}
 	return &Session{f, node, f.session}
 }

@@ -31,7 +31,7 @@ func (f *Fleet) begin(ctx context.Context, key AnswerKey, request [sha256.Size]b
 		}
 	}
 	defer f.mu.Unlock()
-	if prior = f.answers[key]; prior != nil && prior.Expires.Before(time.Now()) {
+	if prior = f.answers.get(key); prior != nil && prior.Expires.Before(time.Now()) {
 		prior = nil
 	}
 	if prior != nil && prior.Request != request {

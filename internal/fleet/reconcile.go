@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"errors"
-	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -134,27 +133,4 @@ func (f *Fleet) noteMissing(node string, present map[env.ID]struct{}) {
 		}
 		n.missing[id] = struct{}{}
 	}
-}
-
-// staleOn lists, by node, the placements to release, for nodes that report.
-func (f *Fleet) staleOn() map[string][]staleItem {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	out := map[string][]staleItem{}
-	for id := range f.pending {
-		for _, p := range f.records[id].Stale {
-			if n := f.nodes[p.Node]; n != nil && n.session != 0 {
-				out[p.Node] = append(out[p.Node], staleItem{id, p})
-			}
-		}
-	}
-	for _, items := range out {
-		slices.SortFunc(items, func(a, b staleItem) int { return compareIDs(a.id, b.id) })
-	}
-	return out
-}
-
-type staleItem struct {
-	id env.ID
-	at Placement
 }

@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"google.golang.org/protobuf/proto"
@@ -56,18 +55,11 @@ func (f *Fleet) releaseWithSnapshot(ctx context.Context, r *Record, answer *Answ
 	if err := f.noteSnapshots(r.ID()); err != nil {
 		return nil, err
 	}
-	resp, err := client.Release(ctx, f.releaseRequest(r, true))
+	resp, err := client.Release(ctx, releaseRequest(r.ID(), r.Generation(), true))
 	if err != nil {
 		return nil, f.nodeError(r, err)
 	}
 	return f.released(r, answer, resp)
-}
-
-func (f *Fleet) releaseRequest(r *Record, snapshot bool) *hearthv1.NodeReleaseRequest {
-	return &hearthv1.NodeReleaseRequest{
-		IdempotencyKey: fmt.Sprintf("%s/%d/release", r.ID(), r.Generation()),
-		Environment:    string(r.ID()), Snapshot: snapshot, Generation: uint64(r.Generation()),
-	}
 }
 
 // releaseNow stores the end first. The class may want a snapshot at release,
@@ -87,17 +79,20 @@ func (f *Fleet) releaseNow(ctx context.Context, r *Record, answer *Answer) (*hea
 	if err != nil {
 		return &hearthv1.ReleaseResponse{}, nil // stale: the sweep will do it
 	}
-	call, cancel := context.WithTimeout(ctx, f.cfg.CallTimeout)
-	defer cancel()
-	resp, err := client.Release(call, f.releaseRequest(r, false))
-	switch {
-	case isNotFound(err), errors.Is(err, env.ErrFenced):
-		resp = &hearthv1.NodeReleaseResponse{}
-	case err != nil:
-		f.log.Info("release waits for node", "environment", r.ID(), "node", r.Environment.GetNode(), "reason", err)
-		return &hearthv1.ReleaseResponse{}, nil
+	done := f.holdEnding(staleItem{r.ID(), Placement{r.Environment.GetNode(), r.Generation()}})
+	n, err := client.Release(ctx, releaseRequest(r.ID(), r.Generation(), false))
+	if isGone(err) {
+		n, err = &hearthv1.NodeReleaseResponse{}, nil
 	}
-	return f.released(r, answer, resp)
+	var resp *hearthv1.ReleaseResponse
+	if err == nil {
+		resp, err = f.released(r, answer, n)
+		done(err)
+		return resp, err
+	}
+	done(err)
+	f.log.Warn("release waits for node", "environment", r.ID(), "node", r.Environment.GetNode(), "reason", err)
+	return &hearthv1.ReleaseResponse{}, nil
 }
 
 // released stores that the node has let go, and the answer.

@@ -106,7 +106,7 @@ func TestKernelTerminalLosesNothingWhenTheProcessEndsAtOnce(t *testing.T) {
 		"a terminal opened again": {"sh", "-c", "t=$(tty); exec </dev/null >/dev/null 2>&1; usleep 2000; exec seq 1 9000 >$t"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			for try := range 60 {
+			for try := range guesttest.Tries(60) {
 				p, err := begin(t, m, guest.Command{Args: command, Terminal: true})
 				if err != nil {
 					t.Fatal(err)

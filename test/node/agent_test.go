@@ -218,7 +218,21 @@ func (a *agent) leavesNothing(t *testing.T) {
 func (a *agent) inventory() stage.Inventory {
 	inv := a.TakeInventory()
 	inv["bpf maps"] = slices.DeleteFunc(inv["bpf maps"], isPolicy)
+	inv["shims"] = a.shims()
 	return inv
+}
+
+// shims lists the instance's shims, each by its slot.
+func (a *agent) shims() (out []string) {
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		args := strings.Split(string(b), "\x00")
+		if at := slices.Index(args, "-namespace"); err == nil && at > 0 && at+3 < len(args) && args[at+1] == a.Instance() && args[at+2] == "-id" {
+			out = append(out, args[at+3])
+		}
+	}
+	return out
 }
 
 func isPolicy(entry string) bool { return strings.HasPrefix(entry, "policies[") }

@@ -163,6 +163,38 @@ func TestNodeThirtyCyclesLeaveNothingAndMemoryStays(t *testing.T) {
 	}
 }
 
+// A policy of a claim's own lives in the kernel as long as an environment has it.
+func TestNodePoliciesOfClaimsAreForgotten(t *testing.T) {
+	a := node(t)
+	count := func() (n int) {
+		for _, entry := range a.TakeInventory()["bpf maps"] {
+			if isPolicy(entry) {
+				n++
+			}
+		}
+		return n
+	}
+	cycle := func(i int) (during int) {
+		c := a.claimSpec(t, &hearthv1.ClaimSpec{Class: "bare", Egress: &hearthv1.EgressPolicy{
+			Mode: hearthv1.EgressPolicy_MODE_INTERNET,
+			Deny: []*hearthv1.EgressRule{{Cidr: sprintf("93.184.%d.0/24", i)}},
+		}})
+		during = count()
+		a.release(t, c)
+		return during
+	}
+	cycle(0)
+	before := count()
+	for i := range 8 {
+		if during := cycle(i + 1); during <= before {
+			t.Fatalf("a policy of a claim's own has no entries: %d before, %d with it", before, during)
+		}
+	}
+	if after := count(); after > before {
+		t.Errorf("%d entries of policies before eight claims with one of their own, %d after", before, after)
+	}
+}
+
 func (a *agent) descriptors(t *testing.T) int {
 	t.Helper()
 	pid, err := a.PID("agent")

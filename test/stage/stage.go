@@ -306,8 +306,11 @@ func (s *Stage) alive(name string) bool {
 // end stops one process that the demo started, by its pid, and waits for it.
 func (s *Stage) end(name string) error {
 	pid, err := s.PID(name)
-	if err != nil {
+	if errors.Is(err, os.ErrNotExist) {
 		return nil // never started
+	}
+	if err != nil {
+		return err
 	}
 	for i := range 300 {
 		sig := syscall.SIGTERM

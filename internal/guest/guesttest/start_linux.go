@@ -87,6 +87,7 @@ func workDir(t testing.TB) string {
 // Peer is a program that asks envinit for its status and succeeds if it is
 // refused.
 func Peer(t testing.TB) string {
+	t.Helper()
 	return buildOnce(t, "peer", "hearth/internal/guest/guesttest/testdata/peer")
 }
 
@@ -181,11 +182,22 @@ func (m *Machine) awaitInit(t testing.TB) {
 // is slow, such as an emulated one: for what must happen before a limit that the
 // test itself sets.
 func Patience(d time.Duration) time.Duration {
-	if os.Getenv("HEARTH_SLOW_MACHINE") != "" {
+	if slow() {
 		return 8 * d
 	}
 	return d
 }
+
+// Tries is n, and a tenth of it on a slow machine: for races that are tried
+// again and again.
+func Tries(n int) int {
+	if slow() {
+		return max(1, n/10)
+	}
+	return n
+}
+
+func slow() bool { return os.Getenv("HEARTH_SLOW_MACHINE") != "" }
 
 // Ended is closed when pid 1 has gone.
 func (m *Machine) Ended() <-chan struct{} { return m.ended }
