@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -45,10 +46,37 @@ func rootCommand(e environment) *cobra.Command {
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetHelpCommand(helpCommand())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w; %w", err, errUsage) })
 	root.PersistentFlags().StringVar(&c.configPath, "config", "", "configuration file (default "+defaultConfig+", if it exists)")
 	root.AddCommand(c.runCommand(), c.joinTokenCommand(), c.apiKeyCommand(), c.nodesCommand(), c.versionCommand())
 	return root
+}
+
+// groupCommand only holds others. Cobra would answer a word that is none of them
+// with the help and success; this one answers with a usage error.
+func groupCommand(use, short string) *cobra.Command {
+	return &cobra.Command{
+		Use: use, Short: short, Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return fmt.Errorf("give one of the commands of %q; %w", cmd.CommandPath(), errUsage)
+		},
+	}
+}
+
+// helpCommand is cobra's, but for a usage error if there is no such command.
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "help [command]", Short: "Help about any command",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			about, rest, err := cmd.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return fmt.Errorf("no command %q; %w", strings.Join(args, " "), errUsage)
+			}
+			about.InitDefaultHelpFlag()
+			return about.Help()
+		},
+	}
 }
 
 func usageArgs(args cobra.PositionalArgs) cobra.PositionalArgs {
@@ -113,7 +141,7 @@ func (c *cli) versionCommand() *cobra.Command {
 }
 
 func (c *cli) joinTokenCommand() *cobra.Command {
-	group := &cobra.Command{Use: "join-token", Short: "Tokens by which agents join"}
+	group := groupCommand("join-token", "Tokens by which agents join")
 	var ttl time.Duration
 	create := &cobra.Command{
 		Use:     "create",
@@ -137,7 +165,7 @@ func (c *cli) joinTokenCommand() *cobra.Command {
 }
 
 func (c *cli) apiKeyCommand() *cobra.Command {
-	group := &cobra.Command{Use: "apikey", Short: "Keys of callers"}
+	group := groupCommand("apikey", "Keys of callers")
 	var tenant string
 	var admin bool
 	create := &cobra.Command{

@@ -305,6 +305,35 @@ func TestForkMakesChildrenOnceAndRemembersThem(t *testing.T) {
 	wantErr(t, err, env.ErrInvalid)
 }
 
+func TestARefusedForkLeavesNoChildAndItsKeyForksLater(t *testing.T) {
+	c := startControl(t, t.TempDir(), "127.0.0.1:0", quick, nil)
+	n := startNode(t, c, &fakeNode{name: "n1", halfFork: true})
+	api := c.client("a")
+	parent, err := api.Claim(t.Context(), claimOf("k"))
+	ok(t, err)
+	id := parent.GetEnvironment().GetId()
+	fork := &hearthv1.ForkRequest{IdempotencyKey: "f", Environment: id, Count: 3}
+	_, err = api.Fork(t.Context(), fork)
+	wantErr(t, err, env.ErrExhausted)
+	if n.made() != 2 {
+		t.Fatalf("the node made %d environments, want the parent and one child", n.made())
+	}
+	eventually(t, "the child that was made is released", func() bool { return cmp.Equal(n.has(), map[string]uint64{id: 1}) })
+	list, err := api.List(t.Context(), &hearthv1.ListRequest{})
+	ok(t, err)
+	for _, e := range list.GetEnvironments() {
+		if e.GetId() != id && (e.GetPhase() != hearthv1.Phase_PHASE_FAILED || !strings.Contains(e.GetMessage(), "no slot for child 2")) {
+			t.Errorf("left: %v", e)
+		}
+	}
+	n.set(func(n *fakeNode) { n.halfFork = false })
+	got, err := api.Fork(t.Context(), fork)
+	ok(t, err)
+	if len(got.GetChildren()) != 3 || len(n.has()) != 4 {
+		t.Errorf("the repeated fork = %v; the node has %v", got, n.has())
+	}
+}
+
 func TestWhatANodeNoLongerHasIsFailedAndWhatNobodyKnowsIsAdopted(t *testing.T) {
 	c := startControl(t, t.TempDir(), "127.0.0.1:0", quick, nil)
 	n := startNode(t, c, &fakeNode{name: "n1"})

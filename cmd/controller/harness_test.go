@@ -136,6 +136,7 @@ type fakeNode struct {
 	refuse   error
 	cut      bool          // cut the connection after a claim was accepted
 	slow     time.Duration // take so long for a claim
+	halfFork    bool          // refuse a fork after its first child, which stays
 	link     *agentlink.Link
 	stop     func()
 }
@@ -243,7 +244,10 @@ func (n *fakeNode) maybeCut() error {
 
 func (n *fakeNode) Fork(ctx context.Context, r *hearthv1.NodeForkRequest) (*hearthv1.NodeForkResponse, error) {
 	resp := &hearthv1.NodeForkResponse{Snapshot: &hearthv1.Snapshot{Id: r.GetEnvironment() + "/1", Environment: r.GetEnvironment()}}
-	for _, c := range r.GetChildren() {
+	for i, c := range r.GetChildren() {
+		if i == 1 && n.halfway() {
+			return nil, fmt.Errorf("%w: no slot for child 2", env.ErrExhausted)
+		}
 		child, err := n.Claim(ctx, c)
 		if err != nil {
 			return nil, err
@@ -251,6 +255,12 @@ func (n *fakeNode) Fork(ctx context.Context, r *hearthv1.NodeForkRequest) (*hear
 		resp.Children = append(resp.Children, child)
 	}
 	return resp, nil
+}
+
+func (n *fakeNode) halfway() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.halfFork
 }
 
 func (n *fakeNode) get(id string) (*hearthv1.Environment, error) {
@@ -286,7 +296,7 @@ func (n *fakeNode) Release(_ context.Context, r *hearthv1.NodeReleaseRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	if g := r.GetGeneration(); g != 0 && g != e.GetGeneration() {
+	if g := r.GetGeneration(); g != 0 && g < e.GetGeneration() {
 		return nil, fmt.Errorf("%w: generation %d", env.ErrFenced, e.GetGeneration())
 	}
 	delete(n.envs, r.GetEnvironment())

@@ -209,6 +209,19 @@ func TestWrongCommandLinesAndFilesAreNamed(t *testing.T) {
 		"a missing file":       {[]string{"run", "--config", p.dir + "/none.yaml"}, exitUsage, "none.yaml"},
 		"no tenant":            {[]string{"apikey", "create"}, exitUsage, "--tenant"},
 		"a key without its id": {[]string{"apikey", "delete"}, exitUsage, "arg"},
+
+		"an unknown command of a group":       {[]string{"apikey", "crate"}, exitUsage, "crate"},
+		"an unknown command of another group": {[]string{"join-token", "list"}, exitUsage, "list"},
+		"a group without a command":           {[]string{"apikey"}, exitUsage, "controller apikey"},
+		"help for an unknown command":         {[]string{"help", "apikey", "crate"}, exitUsage, "crate"},
+		"help for a command":                  {[]string{"help", "apikey", "create"}, 0, "--tenant"},
+		"help for a group":                    {[]string{"apikey", "--help"}, 0, "create"},
+		"surplus arguments of version":        {[]string{"version", "x"}, exitUsage, "x"},
+		"surplus arguments of nodes":          {[]string{"nodes", "x"}, exitUsage, "x"},
+		"surplus arguments of apikey list":    {[]string{"apikey", "list", "x"}, exitUsage, "x"},
+		"surplus arguments of apikey create":  {[]string{"apikey", "create", "--admin", "x"}, exitUsage, "x"},
+		"surplus arguments of apikey delete":  {[]string{"apikey", "delete", "a", "b"}, exitUsage, "arg"},
+		"surplus arguments of join-token":     {[]string{"join-token", "create", "x"}, exitUsage, "x"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out output

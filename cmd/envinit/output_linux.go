@@ -36,7 +36,12 @@ func (s *server) copyOutput(o output, p *peer, exited <-chan struct{}) {
 		}
 	}
 	<-exited
-	if s.drain(o, p, buf[:], gone) || s.discarding.Add(1) > maxDiscarding {
+	if s.drain(o, p, buf[:], gone) {
+		_ = o.file.Close()
+		return
+	}
+	if s.discarding.Add(1) > maxDiscarding {
+		s.discarding.Add(-1)
 		_ = o.file.Close()
 		return
 	}

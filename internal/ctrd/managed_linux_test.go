@@ -2,6 +2,7 @@ package ctrd
 
 import (
 	"bytes"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,6 +24,27 @@ func TestOnlyContainerdWithOurConfigurationIsOurs(t *testing.T) {
 		if got := runsConfig(strings.ReplaceAll(args, " ", "\x00")+"\x00", config); got != want {
 			t.Errorf("%q: %v, want %v", args, got, want)
 		}
+	}
+}
+
+func TestListenerIsWhoeverListensOnTheSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sock")
+	if pid := listenerOf(path); pid != 0 {
+		t.Errorf("no socket: %d", pid)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	if pid := listenerOf(path); pid != os.Getpid() {
+		t.Errorf("our socket: %d, want %d", pid, os.Getpid())
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if pid := listenerOf(path); pid != 0 {
+		t.Errorf("a socket that was left: %d", pid)
 	}
 }
 

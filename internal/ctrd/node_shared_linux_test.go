@@ -1,6 +1,7 @@
 package ctrd
 
 import (
+	"errors"
 	"log/slog"
 	"testing"
 
@@ -44,9 +45,11 @@ func TestNodeTwoInstancesInOneNamespaceSeeOnlyTheirOwnSlots(t *testing.T) {
 	if err != nil || len(list) != 3 || seen[running.spec.Slot] != StatusRunning || seen[prepared.spec.Slot] != StatusNone || seen[leaseless.spec.Slot] != StatusNone {
 		t.Errorf("the owner lists %+v, %v", list, err)
 	}
-	for _, m := range []*machine{leaseless, prepared, running} {
-		n.release(m)
+	if err := errors.Join(n.r.Delete(ctx, leaseless.spec.Slot), leaseless.g.Remove(ctx)); err != nil {
+		t.Error(err)
 	}
+	n.release(prepared)
+	n.release(running)
 }
 
 func TestNodeACallersLabelDoesNotHideASlot(t *testing.T) {

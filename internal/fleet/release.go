@@ -76,8 +76,9 @@ func (f *Fleet) releaseNow(ctx context.Context, r *Record, answer *Answer) (*hea
 		return nil, err
 	}
 	client, err := f.reach(r)
-	if err != nil {
-		return &hearthv1.ReleaseResponse{}, nil // stale: the sweep will do it
+	if err != nil { // stale: the sweep will do it
+		f.log.Warn("release waits for node", "environment", r.ID(), "node", r.Environment.GetNode(), "reason", err)
+		return &hearthv1.ReleaseResponse{}, nil
 	}
 	done := f.holdEnding(staleItem{r.ID(), Placement{r.Environment.GetNode(), r.Generation()}})
 	n, err := client.Release(ctx, releaseRequest(r.ID(), r.Generation(), false))

@@ -76,6 +76,8 @@ func TestNodeInitThatLiesCostsOnlyItsOwnClass(t *testing.T) {
 
 // seesThrough claims cold on a lie: one clear error, in time.
 func (a *agent) seesThrough(t *testing.T, lie, word string) {
+	t.Helper()
+	t.Helper()
 	begun := time.Now()
 	_, stderr, code := a.Hearthctl.Try("claim", "--class", lie)
 	took := time.Since(begun)
