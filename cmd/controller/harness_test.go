@@ -136,7 +136,7 @@ type fakeNode struct {
 	refuse   error
 	cut      bool          // cut the connection after a claim was accepted
 	slow     time.Duration // take so long for a claim
-	halfFork    bool          // refuse a fork after its first child, which stays
+	halfFork bool          // refuse a fork after its first child, which stays
 	link     *agentlink.Link
 	stop     func()
 }

@@ -29,7 +29,7 @@ func TestExcessBackgroundStreamsUseUpNoReader(t *testing.T) {
 		if err := r.SetReadDeadline(time.Unix(1, 0)); err != nil { // as exec does once the process ended
 			t.Fatal(err)
 		}
-		s.copyOutput(output{r, wire.KindStdout}, p, exited)
+		s.copyOutput(output{r, wire.KindData}, p, exited)
 		_, err = w.Write([]byte("x"))
 		if err != nil && !errors.Is(err, syscall.EPIPE) {
 			t.Fatal(err)

@@ -29,6 +29,7 @@ func (m *services) awaitReady(ctx context.Context, limit time.Duration) error {
 			return m.unready(list, fmt.Sprintf("service %q was not started within %v", s.spec.Name, timeout))
 		}
 	}
+	told := ""
 	for {
 		missing := notStarted(list)
 		if missing == "" {
@@ -37,6 +38,11 @@ func (m *services) awaitReady(ctx context.Context, limit time.Duration) error {
 				return nil
 			}
 			missing = err.Error()
+			// A try that our own limit cut short says less than the one before.
+			if end, _ := ctx.Deadline(); told != "" && !time.Now().Before(end) {
+				missing = told
+			}
+			told = missing
 		} else if hopeless(list) {
 			return m.unready(list, missing)
 		}

@@ -67,6 +67,7 @@ type claiming struct {
 	record  *Record // nil until the first placement is stored
 	request placement.Request
 	refused []string // one line for each node that was tried in vain
+	silent  bool     // a node may make it yet, though its release was confirmed
 }
 
 func (f *Fleet) claim(ctx context.Context, key AnswerKey, request [32]byte, prior *Answer, spec *hearthv1.ClaimSpec) (*hearthv1.ClaimResponse, error) {
@@ -90,6 +91,7 @@ func (f *Fleet) claim(ctx context.Context, key AnswerKey, request [32]byte, prio
 // resume asks the node again that a claim was stored for before a crash or an
 // error: only it knows what became of it.
 func (c *claiming) resume(ctx context.Context) (*hearthv1.ClaimResponse, error) {
+	c.silent = true
 	for _, p := range c.record.Stale {
 		c.request.Exclude[p.Node] = "may still hold an earlier generation"
 	}
@@ -221,6 +223,7 @@ func (c *claiming) note(node, how string, err error) {
 
 // lost stores that the node may hold this generation, before another is made.
 func (c *claiming) lost(node string, err error) error {
+	c.silent = true
 	c.note(node, "did not answer: ", err)
 	r, err := c.f.update("claim-lost", c.record.ID(), nil, func(r *Record) (bool, error) {
 		r.makeStale()
@@ -283,7 +286,8 @@ func (c *claiming) finish(d placement.Decision, n *hearthv1.NodeClaimResponse) (
 }
 
 // giveUp ends the claim with cause. The key may be used again for a new attempt.
-// What a node may hold stays stored until the node has let go of it.
+// What a node may hold stays stored until the node has let go of it, and if one
+// was silent the record stays for what that one makes late.
 func (c *claiming) giveUp(cause error) error {
 	if len(c.refused) > 0 {
 		cause = fmt.Errorf("%w; tried: %v", cause, c.refused)
@@ -297,7 +301,7 @@ func (c *claiming) giveUp(cause error) error {
 	r := c.f.record(c.record.ID())
 	switch {
 	case r == nil:
-	case len(r.Stale) == 0:
+	case len(r.Stale) == 0 && !c.silent:
 		change.DeleteRecords = []env.ID{r.ID()}
 	default:
 		r = r.clone()

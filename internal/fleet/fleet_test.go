@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,9 +25,13 @@ import (
 // node is a client of a node that keeps books. Only what a test calls is there.
 type node struct {
 	hearthv1connect.NodeServiceClient
-	claims   map[string]*hearthv1.NodeClaimResponse
+	claims map[string]*hearthv1.NodeClaimResponse
+	err    error // of a claim, after it was carried out
+	fork   func(*hearthv1.NodeForkRequest) (*hearthv1.NodeForkResponse, error)
+
+	mu       sync.Mutex // guards all below
+	release  func(*hearthv1.NodeReleaseRequest) (*hearthv1.NodeReleaseResponse, error)
 	released []string
-	err      error // of a claim, after it was carried out
 }
 
 func (n *node) Claim(_ context.Context, r *hearthv1.NodeClaimRequest) (*hearthv1.NodeClaimResponse, error) {
@@ -40,14 +45,32 @@ func (n *node) Claim(_ context.Context, r *hearthv1.NodeClaimRequest) (*hearthv1
 }
 
 func (n *node) Release(_ context.Context, r *hearthv1.NodeReleaseRequest) (*hearthv1.NodeReleaseResponse, error) {
+	n.mu.Lock()
 	n.released = append(n.released, fmt.Sprintf("%s/%d", r.GetEnvironment(), r.GetGeneration()))
+	release := n.release
+	n.mu.Unlock()
+	if release != nil {
+		return release(r)
+	}
 	return &hearthv1.NodeReleaseResponse{}, nil
+}
+
+// onRelease sets what answers from now on; nil is success.
+func (n *node) onRelease(f func(*hearthv1.NodeReleaseRequest) (*hearthv1.NodeReleaseResponse, error)) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.release = f
+}
+
+func (n *node) Fork(_ context.Context, r *hearthv1.NodeForkRequest) (*hearthv1.NodeForkResponse, error) {
+	return n.fork(r)
 }
 
 type world struct {
 	t     *testing.T
 	store *storetest.Memory
 	node  *node
+	cfg   fleet.Config
 	fleet *fleet.Fleet
 	stop  func()
 }
@@ -68,7 +91,7 @@ func (w *world) restart() {
 		w.stop()
 	}
 	f, err := fleet.New(slog.New(slog.DiscardHandler), w.store,
-		func(string, string) hearthv1connect.NodeServiceClient { return w.node }, fleet.Config{}, fleet.NewMetrics(prometheus.NewRegistry()))
+		func(string, string) hearthv1connect.NodeServiceClient { return w.node }, w.cfg, fleet.NewMetrics(prometheus.NewRegistry()))
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -129,10 +129,11 @@ func cgroupReclaim(mount string) result {
 	if hybrid {
 		return result{state: Missing, detail: "hybrid layout: ready slots keep their memory", mend: cgroupMend}
 	}
-	// The root cgroup has none of the file; a child has it only if its parent
+	// The root cgroup has the file on some kernels, a child only if its parent
 	// hands the controller down. Nothing is changed to find out.
-	matches, _ := filepath.Glob(filepath.Join(path, "*", "memory.reclaim"))
-	if len(matches) == 0 {
+	root, _ := filepath.Glob(filepath.Join(path, "memory.reclaim"))
+	children, _ := filepath.Glob(filepath.Join(path, "*", "memory.reclaim"))
+	if len(root)+len(children) == 0 {
 		return no(errors.New("no cgroup has memory.reclaim"), "boot Linux 5.19 or newer; ready slots keep their memory")
 	}
 	return yes("")

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"syscall"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	hearthv1 "hearth/api/hearth/v1"
+	"hearth/internal/env"
 	"hearth/test/stage"
 )
 
@@ -319,4 +321,33 @@ func TestNodePauseSurvivesSIGKILL(t *testing.T) {
 	ok(t, err)
 	a.consistent(t, map[string]stage.Claimed{c.ID(): c})
 	a.release(t, c)
+}
+
+// A shim that containerd has forgotten, as it does when the caller of a deletion
+// dies in the middle, is ended by the next start; another instance's is not.
+func TestNodeLostShimIsEnded(t *testing.T) {
+	a := node(t)
+	start := func(namespace string) *exec.Cmd {
+		cmd := exec.Command("sh", "-c", "while :; do sleep 1; done", "-namespace", namespace, "-id", string(env.NewSlotID()))
+		cmd.Args[0] = "/usr/bin/containerd-shim-runc-v2"
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		ok(t, cmd.Start())
+		return cmd
+	}
+	lost, other := start(a.Instance()), start(a.Instance()+"2")
+	ended := make(chan error, 1)
+	go func() { ended <- lost.Wait() }()
+	a.kill(t)
+	a.up(t)
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Error("a lost shim lives on")
+		ok(t, lost.Process.Kill())
+	}
+	if !runs(other.Process.Pid) {
+		t.Error("another instance's shim was ended")
+	}
+	ok(t, other.Process.Kill())
+	_ = other.Wait()
 }
