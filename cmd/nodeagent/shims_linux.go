@@ -53,9 +53,16 @@ func (s *shims) slots() []env.SlotID {
 	return out
 }
 
-// slotOf reads a shim's command line: -namespace NAME -id SLOT.
+// slotOf reads a shim's command line: -namespace NAME -id SLOT. Only root's
+// processes are looked at: a command line is read from the memory of its
+// process, and those of environments may lie in it or keep the reader waiting.
 func (s *shims) slotOf(pid int) (env.SlotID, bool) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
+	dir := "/proc/" + strconv.Itoa(pid)
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil || st.Uid != uint32(os.Getuid()) {
+		return "", false
+	}
+	b, err := os.ReadFile(dir + "/cmdline")
 	args := bytes.Split(b, []byte{0})
 	if err != nil || filepath.Base(string(args[0])) != "containerd-shim-runc-v2" {
 		return "", false

@@ -24,7 +24,7 @@ type Config struct {
 	AttemptTimeout time.Duration
 	// ClaimTimeout bounds a claim over all nodes. Default 3 min.
 	ClaimTimeout time.Duration
-	// CallTimeout bounds other calls to a node, snapshots excepted. Default 15 s.
+	// CallTimeout bounds the calls to a node that neither claim nor capture. Default 15 s.
 	CallTimeout time.Duration
 	// SnapshotTimeout bounds snapshots, forks and releases. Default 15 min.
 	SnapshotTimeout time.Duration

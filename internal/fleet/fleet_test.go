@@ -30,7 +30,7 @@ type node struct {
 	fork   func(*hearthv1.NodeForkRequest) (*hearthv1.NodeForkResponse, error)
 
 	mu       sync.Mutex // guards all below
-	release  func(*hearthv1.NodeReleaseRequest) (*hearthv1.NodeReleaseResponse, error)
+	release  func(context.Context, *hearthv1.NodeReleaseRequest) (*hearthv1.NodeReleaseResponse, error)
 	released []string
 }
 
@@ -44,19 +44,19 @@ func (n *node) Claim(_ context.Context, r *hearthv1.NodeClaimRequest) (*hearthv1
 	return n.claims[r.GetIdempotencyKey()], n.err
 }
 
-func (n *node) Release(_ context.Context, r *hearthv1.NodeReleaseRequest) (*hearthv1.NodeReleaseResponse, error) {
+func (n *node) Release(ctx context.Context, r *hearthv1.NodeReleaseRequest) (*hearthv1.NodeReleaseResponse, error) {
 	n.mu.Lock()
 	n.released = append(n.released, fmt.Sprintf("%s/%d", r.GetEnvironment(), r.GetGeneration()))
 	release := n.release
 	n.mu.Unlock()
 	if release != nil {
-		return release(r)
+		return release(ctx, r)
 	}
 	return &hearthv1.NodeReleaseResponse{}, nil
 }
 
 // onRelease sets what answers from now on; nil is success.
-func (n *node) onRelease(f func(*hearthv1.NodeReleaseRequest) (*hearthv1.NodeReleaseResponse, error)) {
+func (n *node) onRelease(f func(context.Context, *hearthv1.NodeReleaseRequest) (*hearthv1.NodeReleaseResponse, error)) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.release = f

@@ -87,7 +87,7 @@ func TestAChildThatANodeShowsAfterItsForkWasRefusedIsReleased(t *testing.T) {
 		w, k, fork := forkWorld(t, at(1, fmt.Errorf("%w: disk full", env.ErrExhausted)))
 		defer w.stop()
 		// It has none of the children yet; the first is still being made.
-		w.node.onRelease(func(*hearthv1.NodeReleaseRequest) (*hearthv1.NodeReleaseResponse, error) {
+		w.node.onRelease(func(context.Context, *hearthv1.NodeReleaseRequest) (*hearthv1.NodeReleaseResponse, error) {
 			return nil, fmt.Errorf("%w: no such environment", env.ErrNotFound)
 		})
 		if _, err := fork(); !errors.Is(err, env.ErrExhausted) {

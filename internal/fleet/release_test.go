@@ -25,7 +25,7 @@ type capturing struct {
 	began []string
 }
 
-func (c *capturing) release(r *hearthv1.NodeReleaseRequest) (*hearthv1.NodeReleaseResponse, error) {
+func (c *capturing) release(ctx context.Context, r *hearthv1.NodeReleaseRequest) (*hearthv1.NodeReleaseResponse, error) {
 	c.mu.Lock()
 	done, joined := c.calls[r.GetIdempotencyKey()]
 	if !joined {
@@ -34,11 +34,19 @@ func (c *capturing) release(r *hearthv1.NodeReleaseRequest) (*hearthv1.NodeRelea
 		c.began = append(c.began, r.GetEnvironment())
 	}
 	c.mu.Unlock()
-	if !joined {
-		time.Sleep(c.slow[r.GetEnvironment()])
-		close(done)
+	if joined {
+		<-done
+	} else {
+		defer close(done)
+		select {
+		case <-time.After(c.slow[r.GetEnvironment()]):
+		case <-ctx.Done(): // a capture ends with its caller
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			delete(c.calls, r.GetIdempotencyKey())
+			return nil, ctx.Err()
+		}
 	}
-	<-done
 	return &hearthv1.NodeReleaseResponse{Snapshot: &hearthv1.Snapshot{Id: r.GetEnvironment() + "/1"}}, nil
 }
 
@@ -130,7 +138,7 @@ func TestASlowStaleReleaseDelaysNoOther(t *testing.T) {
 			t.Fatal(err)
 		}
 		slowID, quickID := slow.GetEnvironment().GetId(), quick.GetEnvironment().GetId()
-		w.node.onRelease(func(*hearthv1.NodeReleaseRequest) (*hearthv1.NodeReleaseResponse, error) {
+		w.node.onRelease(func(context.Context, *hearthv1.NodeReleaseRequest) (*hearthv1.NodeReleaseResponse, error) {
 			return nil, fmt.Errorf("%w: connection reset", env.ErrUnavailable)
 		})
 		for _, id := range []string{slowID, quickID} {
@@ -180,7 +188,7 @@ func TestAStaleReleaseThatFailsIsTriedLessAndLessOften(t *testing.T) {
 		}
 		var full atomic.Bool
 		full.Store(true)
-		w.node.onRelease(func(*hearthv1.NodeReleaseRequest) (*hearthv1.NodeReleaseResponse, error) {
+		w.node.onRelease(func(context.Context, *hearthv1.NodeReleaseRequest) (*hearthv1.NodeReleaseResponse, error) {
 			if full.Load() {
 				return nil, errors.New("capture: no space left")
 			}
@@ -213,7 +221,7 @@ func TestAStaleReleaseThatFailsIsTriedLessAndLessOften(t *testing.T) {
 // holds, and releases what it holds for the same and for a higher one.
 type generations map[string]uint64
 
-func (g generations) release(r *hearthv1.NodeReleaseRequest) (*hearthv1.NodeReleaseResponse, error) {
+func (g generations) release(_ context.Context, r *hearthv1.NodeReleaseRequest) (*hearthv1.NodeReleaseResponse, error) {
 	own, ok := g[r.GetEnvironment()]
 	if !ok {
 		return nil, fmt.Errorf("%w: environment", env.ErrNotFound)
@@ -272,9 +280,9 @@ func TestAFencedStaleReleaseLeavesTheLaterGeneration(t *testing.T) {
 		w.report()
 		w.node.err = errors.New("connection reset")
 		g := generations{}
-		w.node.onRelease(func(r *hearthv1.NodeReleaseRequest) (*hearthv1.NodeReleaseResponse, error) {
+		w.node.onRelease(func(ctx context.Context, r *hearthv1.NodeReleaseRequest) (*hearthv1.NodeReleaseResponse, error) {
 			g[r.GetEnvironment()] = 9
-			return g.release(r)
+			return g.release(ctx, r)
 		})
 		if _, err := w.claim("k"); err == nil {
 			t.Fatal("the claim succeeded")

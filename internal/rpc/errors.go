@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"syscall"
 
 	"connectrpc.com/connect"
 
@@ -131,6 +132,16 @@ func detailOf(ce *connect.Error) *hearthv1.ErrorDetail {
 	return &hearthv1.ErrorDetail{}
 }
 
+// endedHere reports whether the caller's own context ended the call. A
+// connection that the other side reset has the code of a cancellation too.
+func endedHere(ce *connect.Error) bool {
+	switch ce.Code() {
+	case connect.CodeCanceled, connect.CodeDeadlineExceeded:
+		return !errors.Is(ce, syscall.ECONNRESET) && !errors.Is(ce, syscall.EPIPE)
+	}
+	return false
+}
+
 func sentinelOf(ce *connect.Error, d *hearthv1.ErrorDetail) error {
 	if d.GetFeature() != "" {
 		return &env.UnsupportedError{Feature: d.GetFeature(), Needs: d.GetNeeds()}
@@ -140,7 +151,7 @@ func sentinelOf(ce *connect.Error, d *hearthv1.ErrorDetail) error {
 			return m.sentinel
 		}
 	}
-	if code := ce.Code(); !connect.IsWireError(ce) && code != connect.CodeCanceled && code != connect.CodeDeadlineExceeded {
+	if !connect.IsWireError(ce) && !endedHere(ce) {
 		// Connect gives broken connections codes of several kinds, invalid
 		// argument among them; none is the server's word.
 		return env.ErrUnavailable

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 	"testing"
 
 	"connectrpc.com/connect"
@@ -93,5 +94,21 @@ func TestAPanicBecomesAnErrorAndTheServerGoesOn(t *testing.T) {
 	h.call = nil
 	if err := c.get(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestFromErrorTellsAResetFromACancelledCall(t *testing.T) {
+	for name, test := range map[string]struct {
+		cause error
+		want  error
+	}{
+		"reset":     {syscall.ECONNRESET, env.ErrUnavailable},
+		"pipe":      {syscall.EPIPE, env.ErrUnavailable},
+		"cancelled": {context.Canceled, context.Canceled},
+	} {
+		got := FromError(connect.NewError(connect.CodeCanceled, test.cause))
+		if !errors.Is(got, test.want) {
+			t.Errorf("%s: %v, want %v", name, got, test.want)
+		}
 	}
 }

@@ -90,6 +90,11 @@ func perform() int {
 	_ = os.Setenv("HEARTH_PROBE", filepath.Join(dir, "probe"))
 	_ = os.Setenv(programs, dir)
 	s := newStage(filepath.Join(root, ".test/node"))
+	lock, err := alone(s.Dir() + ".lock")
+	if err != nil {
+		return report(err)
+	}
+	defer lock.Close()
 	if err := s.TearDown(); err != nil { // of a run that was killed
 		return report(err)
 	}
@@ -99,6 +104,23 @@ func perform() int {
 		s.ShowLogs()
 	}
 	return max(code, report(errors.Join(err, tearDown(s), unchanged(before, s))))
+}
+
+// alone keeps a second run from clearing the stage of the first. The lock ends
+// with the file's descriptor.
+func alone(path string) (*os.File, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("another run of these tests holds %s; wait for it: %w", path, err)
+	}
+	return f, nil
 }
 
 func newStage(dir string) *stage.Stage { return stage.New("hearthtest", dir) }
