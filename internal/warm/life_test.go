@@ -72,7 +72,7 @@ func TestAFailedClaimOfASnapshotLeavesNoLineage(t *testing.T) {
 			t.Errorf("claim with a failing %s worked", call)
 		}
 		n.work.Wait()
-		if got := len(b.world.lineages); got != 0 {
+		if got := b.world.forked(); got != 0 {
 			t.Errorf("%s: %d lineages are left", call, got)
 		}
 	}
@@ -92,7 +92,7 @@ func TestAnEndedInitFailsItsEnvironmentAndLocksItsIsland(t *testing.T) {
 	if got, _ := n.Get(e.ID); got.Phase != env.PhaseFailed {
 		t.Errorf("phase = %s", got.Phase)
 	}
-	if got := b.world.islands[e.Slot]; got != "locked" {
+	if got := b.world.island(e.Slot); got != "locked" {
 		t.Errorf("island is %s", got)
 	}
 	if _, err := n.Pause(t.Context(), e.ID); !errors.Is(err, env.ErrState) {
@@ -165,7 +165,7 @@ func TestQuarantineDuringAClaimFollowsIt(t *testing.T) {
 	if got, _ := n.Get(a.Environment.ID); got.Phase != env.PhaseQuarantined {
 		t.Errorf("phase = %s", got.Phase)
 	}
-	if !b.world.cgroups[a.Environment.Slot].frozen || b.world.islands[a.Environment.Slot] != "locked" {
+	if !b.world.isFrozen(a.Environment.Slot) || b.world.island(a.Environment.Slot) != "locked" {
 		t.Error("the guilty environment runs or its island is open")
 	}
 }
@@ -192,7 +192,7 @@ func TestQuarantineDuringASnapshotStaysFrozen(t *testing.T) {
 	if _, err := n.Snapshot(t.Context(), a.Environment.ID); err != nil {
 		t.Fatal(err)
 	}
-	if !b.world.cgroups[slot].frozen {
+	if !b.world.isFrozen(slot) {
 		t.Error("the snapshot's end thawed a quarantined environment")
 	}
 }
@@ -217,11 +217,19 @@ func TestQuarantineFreezesThoughTheDiskIsFull(t *testing.T) {
 	if err := n.Quarantine(t.Context(), a.Environment.Slot, "mining"); err != nil {
 		t.Fatal(err)
 	}
-	if !b.world.cgroups[a.Environment.Slot].frozen {
+	if !b.world.isFrozen(a.Environment.Slot) {
 		t.Error("a full disk kept the environment from being frozen")
 	}
-	if _, err := n.Release(t.Context(), a.Environment.ID, 0, false); err != nil && !errors.Is(err, env.ErrExhausted) {
+	if _, err := n.Release(t.Context(), a.Environment.ID, 0, false); err != nil {
 		t.Errorf("release on a full disk = %v", err)
+	}
+	full = false
+	n.mu.Lock()
+	n.doomedAt = n.doomedAt.Add(-idleCheck)
+	n.mu.Unlock()
+	fillPools(t, n)
+	if got := n.Room().SlotsUsed; got != 0 {
+		t.Errorf("%d slots are remembered after the disk had room again", got)
 	}
 }
 

@@ -93,6 +93,7 @@ type slot struct {
 
 	state     slotState // guarded by Node.mu, like all below
 	doomed    bool      // its removal began
+	removed   bool      // nothing is left of it but its record
 	condemned string    // why to quarantine it as soon as its claim has ended
 }
 

@@ -117,10 +117,10 @@ func TestClaimTakesAReadySlotAndRefillReplacesIt(t *testing.T) {
 		"hostname": string(e.ID), EnvFile: "A='it'\\''s'\nHEARTH_ENVIRONMENT='" + string(e.ID) + "'\n",
 		EnvJSONFile: `{"A":"it's","HEARTH_ENVIRONMENT":"` + string(e.ID) + `"}`, MetadataFile: `{"x":1}`,
 	}
-	if diff := cmp.Diff(want, b.world.identities[e.PID]); diff != "" {
+	if diff := cmp.Diff(want, b.world.identity(e.PID)); diff != "" {
 		t.Errorf("identity (-want +got):\n%s", diff)
 	}
-	if got := b.world.islands[e.Slot]; got != "open" {
+	if got := b.world.island(e.Slot); got != "open" {
 		t.Errorf("island is %q", got)
 	}
 	if _, err := n.Authorize(e.ID, answer.Token); err != nil {
@@ -207,8 +207,8 @@ func TestRestartKeepsEnvironmentsAndReadySlots(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The agent died in the freeze of a snapshot, and in the middle of a pause.
-	b.world.cgroups[running.Environment.Slot].frozen = true
-	b.world.cgroups[paused.Environment.Slot].frozen = false
+	b.world.setFrozen(running.Environment.Slot, true)
+	b.world.setFrozen(paused.Environment.Slot, false)
 	before := n.List()
 	if err := n.Close(); err != nil {
 		t.Fatal(err)
@@ -217,10 +217,10 @@ func TestRestartKeepsEnvironmentsAndReadySlots(t *testing.T) {
 	if diff := cmp.Diff(before, n.List()); diff != "" {
 		t.Errorf("environments (-before +after):\n%s", diff)
 	}
-	if b.world.cgroups[running.Environment.Slot].frozen {
+	if b.world.isFrozen(running.Environment.Slot) {
 		t.Error("the running environment stayed frozen")
 	}
-	if !b.world.cgroups[paused.Environment.Slot].frozen {
+	if !b.world.isFrozen(paused.Environment.Slot) {
 		t.Error("the paused environment runs")
 	}
 	if _, err := n.Authorize(running.Environment.ID, running.Token); err != nil {
@@ -386,7 +386,7 @@ func TestQuarantineFreezesLocksAndRefusesResume(t *testing.T) {
 	if err := n.Quarantine(t.Context(), e.Slot, "mining.stratum"); err != nil {
 		t.Fatal(err)
 	}
-	if !b.world.cgroups[e.Slot].frozen || b.world.islands[e.Slot] != "locked" {
+	if !b.world.isFrozen(e.Slot) || b.world.island(e.Slot) != "locked" {
 		t.Error("the environment runs or its island is open")
 	}
 	if _, err := n.Resume(t.Context(), e.ID); !errors.Is(err, env.ErrState) {

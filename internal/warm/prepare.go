@@ -240,10 +240,32 @@ func (n *Node) makeWorkspace(id env.SlotID, ids env.IDRange) (string, error) {
 func (n *Node) destroy(ctx context.Context, s *slot) error {
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.UndoTimeout)
 	defer cancel()
-	id := s.id
 	n.mu.Lock()
 	s.doomed = true
+	removed := s.removed
 	n.mu.Unlock()
+	if !removed {
+		if err := n.removeParts(ctx, s); err != nil {
+			n.metrics.leaks.Inc()
+			n.retryLater(s)
+			return err
+		}
+	}
+	if err := n.forget(s); err != nil {
+		// Nothing is left but the record, which says no more than a restart
+		// would find out.
+		n.log.Warn("forget removed slot", "slot", s.id, "error", err)
+		n.retryLater(s)
+		return nil
+	}
+	n.poke()
+	return nil
+}
+
+// removeParts removes all that was made of a slot, in the order that keeps it
+// harmless, and lets go of it when nothing is left.
+func (n *Node) removeParts(ctx context.Context, s *slot) error {
+	id := s.id
 	var errs []error
 	try := func(what string, err error) {
 		if err != nil {
@@ -263,18 +285,20 @@ func (n *Node) destroy(ctx context.Context, s *slot) error {
 		try("remove cgroup", s.cgroup.Remove(ctx))
 	}
 	try("remove files", os.RemoveAll(filepath.Join(n.cfg.WorkDir, string(id))))
-	if len(errs) == 0 {
-		try("forget", n.forget(s))
-	}
 	if err := errors.Join(errs...); err != nil {
-		n.metrics.leaks.Inc()
-		n.mu.Lock()
-		n.slots[id] = s // an orphan too is known from now on
-		n.doomed, n.doomedAt = append(n.doomed, s), time.Now()
-		n.mu.Unlock()
 		return err
 	}
 	s.letGo()
-	n.poke()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	s.removed = true
 	return nil
+}
+
+// retryLater keeps a slot known whose removal is to be tried again.
+func (n *Node) retryLater(s *slot) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.slots[s.id] = s
+	n.doomed, n.doomedAt = append(n.doomed, s), time.Now()
 }

@@ -62,6 +62,37 @@ func (w *world) failWith(fail func(call string) error) {
 	w.fail = fail
 }
 
+// island is "locked", "open" or "" for none.
+func (w *world) island(slot env.SlotID) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.islands[slot]
+}
+
+func (w *world) isFrozen(slot env.SlotID) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.cgroups[slot].frozen
+}
+
+func (w *world) setFrozen(slot env.SlotID, frozen bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.cgroups[slot].frozen = frozen
+}
+
+func (w *world) identity(pid int) map[string]string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.identities[pid]
+}
+
+func (w *world) forked() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.lineages)
+}
+
 // die ends a process.
 func (w *world) die(pid int) {
 	w.mu.Lock()
