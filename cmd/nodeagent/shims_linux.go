@@ -19,6 +19,7 @@ import (
 // of its own.
 type shims struct {
 	namespace string
+	address   string // of the containerd that started them
 
 	mu    sync.Mutex // guards found
 	found map[env.SlotID]int
@@ -53,7 +54,8 @@ func (s *shims) slots() []env.SlotID {
 	return out
 }
 
-// slotOf reads a shim's command line: -namespace NAME -id SLOT. Only root's
+// slotOf reads a shim's command line: -namespace NAME -id SLOT -address SOCKET.
+// A shim of another containerd is another agent's. Only root's
 // processes are looked at: a command line is read from the memory of its
 // process, and those of environments may lie in it or keep the reader waiting.
 func (s *shims) slotOf(pid int) (env.SlotID, bool) {
@@ -72,7 +74,7 @@ func (s *shims) slotOf(pid int) (env.SlotID, bool) {
 		flags[string(args[i])] = string(args[i+1])
 	}
 	slot, err := env.ParseSlotID(flags["-id"])
-	return slot, err == nil && flags["-namespace"] == s.namespace
+	return slot, err == nil && flags["-namespace"] == s.namespace && flags["-address"] == s.address
 }
 
 // shimGrace is how long a shim may take to end after its task was deleted.

@@ -163,7 +163,7 @@ func (a *agent) openNode(ctx context.Context, boot string, state *durable.Dir, c
 		WorkDir:        workDir(cfg),
 		PrepareTimeout: 2 * time.Minute, UndoTimeout: 30 * time.Second,
 	}, state, classes, warm.Parts{
-		Runtime:   runtimeAdapter{a.runtime, cfg.InitPath, &shims{namespace: cfg.Containerd.Namespace}},
+		Runtime:   runtimeAdapter{a.runtime, cfg.InitPath, &shims{namespace: cfg.Containerd.Namespace, address: containerdSocket(cfg)}},
 		Cgroups:   cgroupsAdapter{a.tree},
 		Islands:   islandsAdapter{a.islands},
 		Inits:     warm.LinuxInits{},
@@ -181,6 +181,14 @@ func runtimeConfig(cfg config.Agent) ctrd.Config {
 		Address: cfg.Containerd.Address, BinDir: cfg.Containerd.BinDir, RuntimeBinary: cfg.Containerd.Runtime,
 		Root: filepath.Join(cfg.StateDir, "containerd"), State: filepath.Join(cfg.RunDir, "containerd"),
 	}
+}
+
+// containerdSocket is where the containerd in use listens.
+func containerdSocket(cfg config.Agent) string {
+	if cfg.Containerd.Managed() {
+		return filepath.Join(runtimeConfig(cfg).State, "containerd.sock")
+	}
+	return cfg.Containerd.Address
 }
 
 func islandConfig(cfg config.Agent) netpol.Config {

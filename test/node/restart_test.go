@@ -324,17 +324,20 @@ func TestNodePauseSurvivesSIGKILL(t *testing.T) {
 }
 
 // A shim that containerd has forgotten, as it does when the caller of a deletion
-// dies in the middle, is ended by the next start; another instance's is not.
+// dies in the middle, is ended by the next start; another instance's is not, nor
+// that of another containerd.
 func TestNodeLostShimIsEnded(t *testing.T) {
 	a := node(t)
-	start := func(namespace string) *exec.Cmd {
-		cmd := exec.Command("sh", "-c", "while :; do sleep 1; done", "-namespace", namespace, "-id", string(env.NewSlotID()))
+	start := func(namespace, address string) *exec.Cmd {
+		cmd := exec.Command("sh", "-c", "while :; do sleep 1; done", "-namespace", namespace, "-id", string(env.NewSlotID()), "-address", address)
 		cmd.Args[0] = "/usr/bin/containerd-shim-runc-v2"
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		ok(t, cmd.Start())
 		return cmd
 	}
-	lost, other := start(a.Instance()), start(a.Instance()+"2")
+	socket := filepath.Join(a.RunDir(), "containerd", "containerd.sock")
+	lost := start(a.Instance(), socket)
+	others := []*exec.Cmd{start(a.Instance()+"2", socket), start(a.Instance(), "/run/another.sock")}
 	ended := make(chan error, 1)
 	go func() { ended <- lost.Wait() }()
 	a.kill(t)
@@ -345,9 +348,11 @@ func TestNodeLostShimIsEnded(t *testing.T) {
 		t.Error("a lost shim lives on")
 		ok(t, lost.Process.Kill())
 	}
-	if !runs(other.Process.Pid) {
-		t.Error("another instance's shim was ended")
+	for _, other := range others {
+		if !runs(other.Process.Pid) {
+			t.Errorf("the shim of another was ended: %q", other.Args)
+		}
+		ok(t, other.Process.Kill())
+		_ = other.Wait()
 	}
-	ok(t, other.Process.Kill())
-	_ = other.Wait()
 }
