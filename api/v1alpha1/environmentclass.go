@@ -13,6 +13,9 @@ import (
 // +kubebuilder:resource:scope=Cluster,shortName=envclass
 // +kubebuilder:printcolumn:name="Image",type=string,JSONPath=`.spec.image`
 // +kubebuilder:printcolumn:name="Warm",type=integer,JSONPath=`.spec.warm.slots`
+// +kubebuilder:printcolumn:name="Ready",type=integer,JSONPath=`.status.ready`
+// +kubebuilder:printcolumn:name="Environments",type=integer,JSONPath=`.status.environments`
+// +kubebuilder:printcolumn:name="Durability",type=string,JSONPath=`.spec.durability`
 // +kubebuilder:printcolumn:name="Egress",type=string,JSONPath=`.spec.egress.mode`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:validation:XValidation:rule="self.metadata.name.size() <= 63",message="the name may have at most 63 characters"
@@ -92,7 +95,30 @@ type EnvironmentClassSpec struct {
 	// +listMapKey=name
 	// +optional
 	Ports []Port `json:"ports,omitempty"`
+
+	// durability is durable, for environments that the controller stores before
+	// it makes them and that outlive it, or ephemeral, for those of which only
+	// their nodes know: nothing is written for them, and they are claimed also
+	// while the cluster's API is down.
+	// +kubebuilder:default=durable
+	// +optional
+	Durability Durability `json:"durability,omitempty"`
+
+	// onPartition is fence: a node that has lost its controller for long freezes
+	// and locks the environment, so that it can be placed anew safely; or run,
+	// which gives that up.
+	// +kubebuilder:default=fence
+	// +optional
+	OnPartition OnPartition `json:"onPartition,omitempty"`
 }
+
+// Durability says whether the controller stores environments.
+// +kubebuilder:validation:Enum=durable;ephemeral
+type Durability string
+
+// OnPartition says what a node does that has lost its controller.
+// +kubebuilder:validation:Enum=fence;run
+type OnPartition string
 
 // Service is one process that is kept running inside the environment.
 type Service struct {
@@ -317,6 +343,15 @@ type EnvironmentClassStatus struct {
 	// observedGeneration is the generation of the spec that conditions speak of.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+
+	// ready and wanted are the warm slots of all nodes, environments those that
+	// live.
+	// +optional
+	Ready int32 `json:"ready,omitempty"`
+	// +optional
+	Wanted int32 `json:"wanted,omitempty"`
+	// +optional
+	Environments int32 `json:"environments,omitempty"`
 
 	// conditions say whether the class is accepted, and why not.
 	// +listType=map

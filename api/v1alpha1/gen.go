@@ -1,3 +1,3 @@
 package v1alpha1
 
-//go:generate go tool -modfile=../../tools/go.mod controller-gen object paths=.
+//go:generate go tool -modfile=../../tools/go.mod controller-gen object crd paths=. output:crd:dir=../../deploy/crds

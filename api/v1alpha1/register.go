@@ -12,6 +12,7 @@ const (
 	Version              = "v1alpha1"
 	APIVersion           = Group + "/" + Version
 	KindEnvironmentClass = "EnvironmentClass"
+	KindEnvironment      = "Environment"
 )
 
 // GroupVersion returns the group and version of every type of this package.
@@ -21,7 +22,7 @@ func GroupVersion() schema.GroupVersion {
 
 // AddToScheme makes the types known to s, for clients that decode by scheme.
 func AddToScheme(s *runtime.Scheme) error {
-	s.AddKnownTypes(GroupVersion(), &EnvironmentClass{}, &EnvironmentClassList{})
+	s.AddKnownTypes(GroupVersion(), &EnvironmentClass{}, &EnvironmentClassList{}, &Environment{}, &EnvironmentList{})
 	metav1.AddToGroupVersion(s, GroupVersion())
 	return nil
 }

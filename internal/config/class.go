@@ -45,6 +45,9 @@ func classOf(m *v1alpha1.EnvironmentClass) (env.Class, []fault) {
 		Detection: env.DetectionPolicy{Responses: responsesOf(spec.Detection.Responses)},
 		Snapshot:  env.SnapshotPolicy{OnRelease: spec.Snapshot.OnRelease},
 		Ports:     portsOf(spec.Ports),
+
+		Ephemeral:      spec.Durability == "ephemeral",
+		RunOnPartition: spec.OnPartition == "run",
 	}, nil
 }
 
@@ -64,6 +67,8 @@ func defaultClass(in v1alpha1.EnvironmentClassSpec) v1alpha1.EnvironmentClassSpe
 			def(&r.HTTP.Path, "/")
 		}
 	}
+	def(&s.Durability, "durable")
+	def(&s.OnPartition, "fence")
 	def(&s.Egress.Mode, v1alpha1.EgressMode(env.EgressInternet))
 	for i := range s.Ports {
 		def(&s.Ports[i].Protocol, v1alpha1.PortProtocol(env.PortTCP))

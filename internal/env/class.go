@@ -19,6 +19,11 @@ type Class struct {
 	Detection DetectionPolicy
 	Snapshot  SnapshotPolicy
 	Ports     []Port
+	// Ephemeral environments are stored by no controller.
+	Ephemeral bool
+	// RunOnPartition leaves environments running on a node that has lost its
+	// controller, which gives up that only one generation ever runs.
+	RunOnPartition bool
 }
 
 // StartWhen says when envinit starts a service.

@@ -2,6 +2,7 @@ package env
 
 import (
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"strings"
@@ -51,12 +52,25 @@ const crockford = "0123456789abcdefghjkmnpqrstvwxyz"
 
 const ulidLen = 26
 
+// IDFrom is the id of something that was named elsewhere, by a seed that is
+// never used twice (a Kubernetes object's UID). It is the same every time.
+func IDFrom(created time.Time, seed string) ID {
+	sum := sha256.Sum256([]byte(seed))
+	return ID("e-" + encodeULID(created, [10]byte(sum[:10])))
+}
+
 // newULID encodes 48 bits of milliseconds and 80 bits of randomness, most
 // significant bits first, so that ids sort by the time of their making.
 func newULID(now time.Time) string {
+	var random [10]byte
+	_, _ = rand.Read(random[:]) // never fails: crypto/rand aborts the program instead
+	return encodeULID(now, random)
+}
+
+func encodeULID(now time.Time, random [10]byte) string {
 	var b [16]byte
 	binary.BigEndian.PutUint64(b[:8], uint64(now.UnixMilli())<<16)
-	_, _ = rand.Read(b[6:]) // never fails: crypto/rand aborts the program instead
+	copy(b[6:], random[:])
 	hi, lo := binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])
 	var out [ulidLen]byte
 	for i := ulidLen - 1; i >= 0; i-- {

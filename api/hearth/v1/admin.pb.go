@@ -536,6 +536,8 @@ type NodeStatus struct {
 	Message       string                 `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"` // why it is not ready
 	LastHeartbeat *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_heartbeat,json=lastHeartbeat,proto3" json:"last_heartbeat,omitempty"`
 	Environments  uint32                 `protobuf:"varint,6,opt,name=environments,proto3" json:"environments,omitempty"`
+	Cordoned      bool                   `protobuf:"varint,7,opt,name=cordoned,proto3" json:"cordoned,omitempty"` // takes no claims
+	Draining      bool                   `protobuf:"varint,8,opt,name=draining,proto3" json:"draining,omitempty"` // its environments are being moved
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -612,6 +614,20 @@ func (x *NodeStatus) GetEnvironments() uint32 {
 	return 0
 }
 
+func (x *NodeStatus) GetCordoned() bool {
+	if x != nil {
+		return x.Cordoned
+	}
+	return false
+}
+
+func (x *NodeStatus) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
+}
+
 var File_hearth_v1_admin_proto protoreflect.FileDescriptor
 
 const file_hearth_v1_admin_proto_rawDesc = "" +
@@ -642,7 +658,7 @@ const file_hearth_v1_admin_proto_rawDesc = "" +
 	"\x14DeleteApiKeyResponse\"\x12\n" +
 	"\x10ListNodesRequest\"@\n" +
 	"\x11ListNodesResponse\x12+\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x15.hearth.v1.NodeStatusR\x05nodes\"\xd1\x01\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x15.hearth.v1.NodeStatusR\x05nodes\"\x89\x02\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
@@ -650,7 +666,9 @@ const file_hearth_v1_admin_proto_rawDesc = "" +
 	"\x05ready\x18\x03 \x01(\bR\x05ready\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12A\n" +
 	"\x0elast_heartbeat\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\rlastHeartbeat\x12\"\n" +
-	"\fenvironments\x18\x06 \x01(\rR\fenvironments2\xa0\x03\n" +
+	"\fenvironments\x18\x06 \x01(\rR\fenvironments\x12\x1a\n" +
+	"\bcordoned\x18\a \x01(\bR\bcordoned\x12\x1a\n" +
+	"\bdraining\x18\b \x01(\bR\bdraining2\xa0\x03\n" +
 	"\fAdminService\x12X\n" +
 	"\x0fCreateJoinToken\x12!.hearth.v1.CreateJoinTokenRequest\x1a\".hearth.v1.CreateJoinTokenResponse\x12O\n" +
 	"\fCreateApiKey\x12\x1e.hearth.v1.CreateApiKeyRequest\x1a\x1f.hearth.v1.CreateApiKeyResponse\x12L\n" +

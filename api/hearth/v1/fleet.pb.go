@@ -26,10 +26,12 @@ const (
 )
 
 type JoinRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
-	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
-	CsrDer        []byte                 `protobuf:"bytes,3,opt,name=csr_der,json=csrDer,proto3" json:"csr_der,omitempty"` // PKCS #10
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// token is a join token or, in Kubernetes, the agent's service account token,
+	// whose review names the node.
+	Token         string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	Node          string `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	CsrDer        []byte `protobuf:"bytes,3,opt,name=csr_der,json=csrDer,proto3" json:"csr_der,omitempty"` // PKCS #10
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -313,10 +315,16 @@ func (x *Heartbeat) GetRoom() *Room {
 }
 
 type ReportResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"` // of the request that this answers
-	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`       // of the controller; lower ones are refused
-	Interval      *durationpb.Duration   `protobuf:"bytes,3,opt,name=interval,proto3" json:"interval,omitempty"`  // until the next heartbeat
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Sequence uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"` // of the request that this answers
+	Epoch    uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`       // of the controller; lower ones are refused
+	Interval *durationpb.Duration   `protobuf:"bytes,3,opt,name=interval,proto3" json:"interval,omitempty"`  // until the next heartbeat
+	// fence_after is how long after the sending of its last answered report the
+	// node freezes and locks its environments. 0 is never.
+	FenceAfter *durationpb.Duration `protobuf:"bytes,4,opt,name=fence_after,json=fenceAfter,proto3" json:"fence_after,omitempty"`
+	// stale, in the answer to an inventory, are environments in it that are ended
+	// or placed elsewhere: they must not be thawed, and will be released.
+	Stale         []string `protobuf:"bytes,5,rep,name=stale,proto3" json:"stale,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -372,6 +380,20 @@ func (x *ReportResponse) GetInterval() *durationpb.Duration {
 	return nil
 }
 
+func (x *ReportResponse) GetFenceAfter() *durationpb.Duration {
+	if x != nil {
+		return x.FenceAfter
+	}
+	return nil
+}
+
+func (x *ReportResponse) GetStale() []string {
+	if x != nil {
+		return x.Stale
+	}
+	return nil
+}
+
 var File_hearth_v1_fleet_proto protoreflect.FileDescriptor
 
 const file_hearth_v1_fleet_proto_rawDesc = "" +
@@ -394,11 +416,14 @@ const file_hearth_v1_fleet_proto_rawDesc = "" +
 	"\amessage\"W\n" +
 	"\tHeartbeat\x12%\n" +
 	"\x05pools\x18\x01 \x03(\v2\x0f.hearth.v1.PoolR\x05pools\x12#\n" +
-	"\x04room\x18\x02 \x01(\v2\x0f.hearth.v1.RoomR\x04room\"y\n" +
+	"\x04room\x18\x02 \x01(\v2\x0f.hearth.v1.RoomR\x04room\"\xcb\x01\n" +
 	"\x0eReportResponse\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x125\n" +
-	"\binterval\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\binterval2\x8a\x01\n" +
+	"\binterval\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\binterval\x12:\n" +
+	"\vfence_after\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"fenceAfter\x12\x14\n" +
+	"\x05stale\x18\x05 \x03(\tR\x05stale2\x8a\x01\n" +
 	"\fFleetService\x127\n" +
 	"\x04Join\x12\x16.hearth.v1.JoinRequest\x1a\x17.hearth.v1.JoinResponse\x12A\n" +
 	"\x06Report\x12\x18.hearth.v1.ReportRequest\x1a\x19.hearth.v1.ReportResponse(\x010\x01B\x1fZ\x1dhearth/api/hearth/v1;hearthv1b\x06proto3"
@@ -435,15 +460,16 @@ var file_hearth_v1_fleet_proto_depIdxs = []int32{
 	7, // 3: hearth.v1.Heartbeat.pools:type_name -> hearth.v1.Pool
 	8, // 4: hearth.v1.Heartbeat.room:type_name -> hearth.v1.Room
 	9, // 5: hearth.v1.ReportResponse.interval:type_name -> google.protobuf.Duration
-	0, // 6: hearth.v1.FleetService.Join:input_type -> hearth.v1.JoinRequest
-	2, // 7: hearth.v1.FleetService.Report:input_type -> hearth.v1.ReportRequest
-	1, // 8: hearth.v1.FleetService.Join:output_type -> hearth.v1.JoinResponse
-	4, // 9: hearth.v1.FleetService.Report:output_type -> hearth.v1.ReportResponse
-	8, // [8:10] is the sub-list for method output_type
-	6, // [6:8] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	9, // 6: hearth.v1.ReportResponse.fence_after:type_name -> google.protobuf.Duration
+	0, // 7: hearth.v1.FleetService.Join:input_type -> hearth.v1.JoinRequest
+	2, // 8: hearth.v1.FleetService.Report:input_type -> hearth.v1.ReportRequest
+	1, // 9: hearth.v1.FleetService.Join:output_type -> hearth.v1.JoinResponse
+	4, // 10: hearth.v1.FleetService.Report:output_type -> hearth.v1.ReportResponse
+	9, // [9:11] is the sub-list for method output_type
+	7, // [7:9] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_hearth_v1_fleet_proto_init() }

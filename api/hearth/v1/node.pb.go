@@ -34,7 +34,12 @@ type NodeClaimRequest struct {
 	Generation  uint64     `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"` // 0 is 1
 	Spec        *ClaimSpec `protobuf:"bytes,4,opt,name=spec,proto3" json:"spec,omitempty"`
 	// warm_only refuses instead of starting a container.
-	WarmOnly      bool `protobuf:"varint,5,opt,name=warm_only,json=warmOnly,proto3" json:"warm_only,omitempty"`
+	WarmOnly bool `protobuf:"varint,5,opt,name=warm_only,json=warmOnly,proto3" json:"warm_only,omitempty"`
+	// fetch is the node to get spec.snapshot from, if this one does not have it.
+	Fetch *FetchFrom `protobuf:"bytes,6,opt,name=fetch,proto3" json:"fetch,omitempty"`
+	// claim_key and claim_request are kept with the environment; see Environment.
+	ClaimKey      []byte `protobuf:"bytes,7,opt,name=claim_key,json=claimKey,proto3" json:"claim_key,omitempty"`
+	ClaimRequest  []byte `protobuf:"bytes,8,opt,name=claim_request,json=claimRequest,proto3" json:"claim_request,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -104,6 +109,80 @@ func (x *NodeClaimRequest) GetWarmOnly() bool {
 	return false
 }
 
+func (x *NodeClaimRequest) GetFetch() *FetchFrom {
+	if x != nil {
+		return x.Fetch
+	}
+	return nil
+}
+
+func (x *NodeClaimRequest) GetClaimKey() []byte {
+	if x != nil {
+		return x.ClaimKey
+	}
+	return nil
+}
+
+func (x *NodeClaimRequest) GetClaimRequest() []byte {
+	if x != nil {
+		return x.ClaimRequest
+	}
+	return nil
+}
+
+// FetchFrom names a node that granted a snapshot to this one.
+type FetchFrom struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"` // host:port of its Node API
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchFrom) Reset() {
+	*x = FetchFrom{}
+	mi := &file_hearth_v1_node_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchFrom) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchFrom) ProtoMessage() {}
+
+func (x *FetchFrom) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_node_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchFrom.ProtoReflect.Descriptor instead.
+func (*FetchFrom) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *FetchFrom) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *FetchFrom) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
 type NodeClaimResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Environment   *Environment           `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
@@ -116,7 +195,7 @@ type NodeClaimResponse struct {
 
 func (x *NodeClaimResponse) Reset() {
 	*x = NodeClaimResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[1]
+	mi := &file_hearth_v1_node_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -128,7 +207,7 @@ func (x *NodeClaimResponse) String() string {
 func (*NodeClaimResponse) ProtoMessage() {}
 
 func (x *NodeClaimResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[1]
+	mi := &file_hearth_v1_node_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -141,7 +220,7 @@ func (x *NodeClaimResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeClaimResponse.ProtoReflect.Descriptor instead.
 func (*NodeClaimResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{1}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *NodeClaimResponse) GetEnvironment() *Environment {
@@ -183,7 +262,7 @@ type PhaseTime struct {
 
 func (x *PhaseTime) Reset() {
 	*x = PhaseTime{}
-	mi := &file_hearth_v1_node_proto_msgTypes[2]
+	mi := &file_hearth_v1_node_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -195,7 +274,7 @@ func (x *PhaseTime) String() string {
 func (*PhaseTime) ProtoMessage() {}
 
 func (x *PhaseTime) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[2]
+	mi := &file_hearth_v1_node_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -208,7 +287,7 @@ func (x *PhaseTime) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PhaseTime.ProtoReflect.Descriptor instead.
 func (*PhaseTime) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{2}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *PhaseTime) GetName() string {
@@ -234,7 +313,7 @@ type NodeGetRequest struct {
 
 func (x *NodeGetRequest) Reset() {
 	*x = NodeGetRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[3]
+	mi := &file_hearth_v1_node_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -246,7 +325,7 @@ func (x *NodeGetRequest) String() string {
 func (*NodeGetRequest) ProtoMessage() {}
 
 func (x *NodeGetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[3]
+	mi := &file_hearth_v1_node_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -259,7 +338,7 @@ func (x *NodeGetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeGetRequest.ProtoReflect.Descriptor instead.
 func (*NodeGetRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{3}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *NodeGetRequest) GetEnvironment() string {
@@ -278,7 +357,7 @@ type NodeGetResponse struct {
 
 func (x *NodeGetResponse) Reset() {
 	*x = NodeGetResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[4]
+	mi := &file_hearth_v1_node_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -290,7 +369,7 @@ func (x *NodeGetResponse) String() string {
 func (*NodeGetResponse) ProtoMessage() {}
 
 func (x *NodeGetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[4]
+	mi := &file_hearth_v1_node_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -303,7 +382,7 @@ func (x *NodeGetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeGetResponse.ProtoReflect.Descriptor instead.
 func (*NodeGetResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{4}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *NodeGetResponse) GetEnvironment() *Environment {
@@ -321,7 +400,7 @@ type NodeListRequest struct {
 
 func (x *NodeListRequest) Reset() {
 	*x = NodeListRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[5]
+	mi := &file_hearth_v1_node_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -333,7 +412,7 @@ func (x *NodeListRequest) String() string {
 func (*NodeListRequest) ProtoMessage() {}
 
 func (x *NodeListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[5]
+	mi := &file_hearth_v1_node_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -346,7 +425,7 @@ func (x *NodeListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeListRequest.ProtoReflect.Descriptor instead.
 func (*NodeListRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{5}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{6}
 }
 
 type NodeListResponse struct {
@@ -358,7 +437,7 @@ type NodeListResponse struct {
 
 func (x *NodeListResponse) Reset() {
 	*x = NodeListResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[6]
+	mi := &file_hearth_v1_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -370,7 +449,7 @@ func (x *NodeListResponse) String() string {
 func (*NodeListResponse) ProtoMessage() {}
 
 func (x *NodeListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[6]
+	mi := &file_hearth_v1_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -383,7 +462,7 @@ func (x *NodeListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeListResponse.ProtoReflect.Descriptor instead.
 func (*NodeListResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{6}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *NodeListResponse) GetEnvironments() []*Environment {
@@ -403,7 +482,7 @@ type NodePauseRequest struct {
 
 func (x *NodePauseRequest) Reset() {
 	*x = NodePauseRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[7]
+	mi := &file_hearth_v1_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -415,7 +494,7 @@ func (x *NodePauseRequest) String() string {
 func (*NodePauseRequest) ProtoMessage() {}
 
 func (x *NodePauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[7]
+	mi := &file_hearth_v1_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -428,7 +507,7 @@ func (x *NodePauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodePauseRequest.ProtoReflect.Descriptor instead.
 func (*NodePauseRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{7}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *NodePauseRequest) GetIdempotencyKey() string {
@@ -454,7 +533,7 @@ type NodePauseResponse struct {
 
 func (x *NodePauseResponse) Reset() {
 	*x = NodePauseResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[8]
+	mi := &file_hearth_v1_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -466,7 +545,7 @@ func (x *NodePauseResponse) String() string {
 func (*NodePauseResponse) ProtoMessage() {}
 
 func (x *NodePauseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[8]
+	mi := &file_hearth_v1_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -479,7 +558,7 @@ func (x *NodePauseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodePauseResponse.ProtoReflect.Descriptor instead.
 func (*NodePauseResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{8}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *NodePauseResponse) GetEnvironment() *Environment {
@@ -499,7 +578,7 @@ type NodeResumeRequest struct {
 
 func (x *NodeResumeRequest) Reset() {
 	*x = NodeResumeRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[9]
+	mi := &file_hearth_v1_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -511,7 +590,7 @@ func (x *NodeResumeRequest) String() string {
 func (*NodeResumeRequest) ProtoMessage() {}
 
 func (x *NodeResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[9]
+	mi := &file_hearth_v1_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -524,7 +603,7 @@ func (x *NodeResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeResumeRequest.ProtoReflect.Descriptor instead.
 func (*NodeResumeRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{9}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *NodeResumeRequest) GetIdempotencyKey() string {
@@ -550,7 +629,7 @@ type NodeResumeResponse struct {
 
 func (x *NodeResumeResponse) Reset() {
 	*x = NodeResumeResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[10]
+	mi := &file_hearth_v1_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -562,7 +641,7 @@ func (x *NodeResumeResponse) String() string {
 func (*NodeResumeResponse) ProtoMessage() {}
 
 func (x *NodeResumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[10]
+	mi := &file_hearth_v1_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -575,7 +654,7 @@ func (x *NodeResumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeResumeResponse.ProtoReflect.Descriptor instead.
 func (*NodeResumeResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{10}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *NodeResumeResponse) GetEnvironment() *Environment {
@@ -589,13 +668,18 @@ type NodeSnapshotRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	Environment    string                 `protobuf:"bytes,2,opt,name=environment,proto3" json:"environment,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// hold leaves the environment frozen and its island locked, because it is
+	// about to move. Resume undoes it, Release ends it.
+	Hold bool `protobuf:"varint,3,opt,name=hold,proto3" json:"hold,omitempty"`
+	// fetch_by grants the snapshot to this node for 15 minutes.
+	FetchBy       string `protobuf:"bytes,4,opt,name=fetch_by,json=fetchBy,proto3" json:"fetch_by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeSnapshotRequest) Reset() {
 	*x = NodeSnapshotRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[11]
+	mi := &file_hearth_v1_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -607,7 +691,7 @@ func (x *NodeSnapshotRequest) String() string {
 func (*NodeSnapshotRequest) ProtoMessage() {}
 
 func (x *NodeSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[11]
+	mi := &file_hearth_v1_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -620,7 +704,7 @@ func (x *NodeSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*NodeSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{11}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *NodeSnapshotRequest) GetIdempotencyKey() string {
@@ -637,6 +721,20 @@ func (x *NodeSnapshotRequest) GetEnvironment() string {
 	return ""
 }
 
+func (x *NodeSnapshotRequest) GetHold() bool {
+	if x != nil {
+		return x.Hold
+	}
+	return false
+}
+
+func (x *NodeSnapshotRequest) GetFetchBy() string {
+	if x != nil {
+		return x.FetchBy
+	}
+	return ""
+}
+
 type NodeSnapshotResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Snapshot      *Snapshot              `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
@@ -646,7 +744,7 @@ type NodeSnapshotResponse struct {
 
 func (x *NodeSnapshotResponse) Reset() {
 	*x = NodeSnapshotResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[12]
+	mi := &file_hearth_v1_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -658,7 +756,7 @@ func (x *NodeSnapshotResponse) String() string {
 func (*NodeSnapshotResponse) ProtoMessage() {}
 
 func (x *NodeSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[12]
+	mi := &file_hearth_v1_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -671,7 +769,7 @@ func (x *NodeSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*NodeSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{12}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *NodeSnapshotResponse) GetSnapshot() *Snapshot {
@@ -690,7 +788,7 @@ type NodeListSnapshotsRequest struct {
 
 func (x *NodeListSnapshotsRequest) Reset() {
 	*x = NodeListSnapshotsRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[13]
+	mi := &file_hearth_v1_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -702,7 +800,7 @@ func (x *NodeListSnapshotsRequest) String() string {
 func (*NodeListSnapshotsRequest) ProtoMessage() {}
 
 func (x *NodeListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[13]
+	mi := &file_hearth_v1_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -715,7 +813,7 @@ func (x *NodeListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*NodeListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{13}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *NodeListSnapshotsRequest) GetEnvironment() string {
@@ -734,7 +832,7 @@ type NodeListSnapshotsResponse struct {
 
 func (x *NodeListSnapshotsResponse) Reset() {
 	*x = NodeListSnapshotsResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[14]
+	mi := &file_hearth_v1_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -746,7 +844,7 @@ func (x *NodeListSnapshotsResponse) String() string {
 func (*NodeListSnapshotsResponse) ProtoMessage() {}
 
 func (x *NodeListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[14]
+	mi := &file_hearth_v1_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -759,7 +857,7 @@ func (x *NodeListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*NodeListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{14}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *NodeListSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -780,7 +878,7 @@ type NodeForkRequest struct {
 
 func (x *NodeForkRequest) Reset() {
 	*x = NodeForkRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[15]
+	mi := &file_hearth_v1_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -792,7 +890,7 @@ func (x *NodeForkRequest) String() string {
 func (*NodeForkRequest) ProtoMessage() {}
 
 func (x *NodeForkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[15]
+	mi := &file_hearth_v1_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -805,7 +903,7 @@ func (x *NodeForkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeForkRequest.ProtoReflect.Descriptor instead.
 func (*NodeForkRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{15}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NodeForkRequest) GetIdempotencyKey() string {
@@ -839,7 +937,7 @@ type NodeForkResponse struct {
 
 func (x *NodeForkResponse) Reset() {
 	*x = NodeForkResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[16]
+	mi := &file_hearth_v1_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -851,7 +949,7 @@ func (x *NodeForkResponse) String() string {
 func (*NodeForkResponse) ProtoMessage() {}
 
 func (x *NodeForkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[16]
+	mi := &file_hearth_v1_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -864,7 +962,7 @@ func (x *NodeForkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeForkResponse.ProtoReflect.Descriptor instead.
 func (*NodeForkResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{16}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *NodeForkResponse) GetSnapshot() *Snapshot {
@@ -895,7 +993,7 @@ type NodeReleaseRequest struct {
 
 func (x *NodeReleaseRequest) Reset() {
 	*x = NodeReleaseRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[17]
+	mi := &file_hearth_v1_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -907,7 +1005,7 @@ func (x *NodeReleaseRequest) String() string {
 func (*NodeReleaseRequest) ProtoMessage() {}
 
 func (x *NodeReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[17]
+	mi := &file_hearth_v1_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -920,7 +1018,7 @@ func (x *NodeReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReleaseRequest.ProtoReflect.Descriptor instead.
 func (*NodeReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{17}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *NodeReleaseRequest) GetIdempotencyKey() string {
@@ -960,7 +1058,7 @@ type NodeReleaseResponse struct {
 
 func (x *NodeReleaseResponse) Reset() {
 	*x = NodeReleaseResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[18]
+	mi := &file_hearth_v1_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -972,7 +1070,7 @@ func (x *NodeReleaseResponse) String() string {
 func (*NodeReleaseResponse) ProtoMessage() {}
 
 func (x *NodeReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[18]
+	mi := &file_hearth_v1_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -985,7 +1083,7 @@ func (x *NodeReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReleaseResponse.ProtoReflect.Descriptor instead.
 func (*NodeReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{18}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *NodeReleaseResponse) GetSnapshot() *Snapshot {
@@ -1004,7 +1102,7 @@ type NodeTokenRequest struct {
 
 func (x *NodeTokenRequest) Reset() {
 	*x = NodeTokenRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[19]
+	mi := &file_hearth_v1_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1016,7 +1114,7 @@ func (x *NodeTokenRequest) String() string {
 func (*NodeTokenRequest) ProtoMessage() {}
 
 func (x *NodeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[19]
+	mi := &file_hearth_v1_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1029,7 +1127,7 @@ func (x *NodeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeTokenRequest.ProtoReflect.Descriptor instead.
 func (*NodeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{19}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *NodeTokenRequest) GetEnvironment() string {
@@ -1048,7 +1146,7 @@ type NodeTokenResponse struct {
 
 func (x *NodeTokenResponse) Reset() {
 	*x = NodeTokenResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[20]
+	mi := &file_hearth_v1_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1060,7 +1158,7 @@ func (x *NodeTokenResponse) String() string {
 func (*NodeTokenResponse) ProtoMessage() {}
 
 func (x *NodeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[20]
+	mi := &file_hearth_v1_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1073,7 +1171,7 @@ func (x *NodeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeTokenResponse.ProtoReflect.Descriptor instead.
 func (*NodeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{20}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *NodeTokenResponse) GetAccess() *Access {
@@ -1093,13 +1191,14 @@ type Pool struct {
 	Claimed       uint32                 `protobuf:"varint,6,opt,name=claimed,proto3" json:"claimed,omitempty"`
 	Message       string                 `protobuf:"bytes,7,opt,name=message,proto3" json:"message,omitempty"`                             // why it waits or fails
 	MemoryBytes   uint64                 `protobuf:"varint,8,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"` // limit of one environment of the class; 0 is not known
+	Ephemeral     bool                   `protobuf:"varint,9,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`                        // of the class: its environments are stored by no controller
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_hearth_v1_node_proto_msgTypes[21]
+	mi := &file_hearth_v1_node_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1111,7 +1210,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[21]
+	mi := &file_hearth_v1_node_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1124,7 +1223,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{21}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Pool) GetClass() string {
@@ -1183,6 +1282,13 @@ func (x *Pool) GetMemoryBytes() uint64 {
 	return 0
 }
 
+func (x *Pool) GetEphemeral() bool {
+	if x != nil {
+		return x.Ephemeral
+	}
+	return false
+}
+
 type InventoryRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1191,7 +1297,7 @@ type InventoryRequest struct {
 
 func (x *InventoryRequest) Reset() {
 	*x = InventoryRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[22]
+	mi := &file_hearth_v1_node_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1203,7 +1309,7 @@ func (x *InventoryRequest) String() string {
 func (*InventoryRequest) ProtoMessage() {}
 
 func (x *InventoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[22]
+	mi := &file_hearth_v1_node_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1216,25 +1322,26 @@ func (x *InventoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryRequest.ProtoReflect.Descriptor instead.
 func (*InventoryRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{22}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{23}
 }
 
 type InventoryResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	Instance      string                 `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
-	BootId        string                 `protobuf:"bytes,3,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
-	Version       string                 `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
-	Pools         []*Pool                `protobuf:"bytes,5,rep,name=pools,proto3" json:"pools,omitempty"`
-	Environments  []*Environment         `protobuf:"bytes,6,rep,name=environments,proto3" json:"environments,omitempty"`
-	Room          *Room                  `protobuf:"bytes,7,opt,name=room,proto3" json:"room,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Node            string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Instance        string                 `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
+	BootId          string                 `protobuf:"bytes,3,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	Version         string                 `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
+	Pools           []*Pool                `protobuf:"bytes,5,rep,name=pools,proto3" json:"pools,omitempty"`
+	Environments    []*Environment         `protobuf:"bytes,6,rep,name=environments,proto3" json:"environments,omitempty"`
+	Room            *Room                  `protobuf:"bytes,7,opt,name=room,proto3" json:"room,omitempty"`
+	ClassesRevision string                 `protobuf:"bytes,8,opt,name=classes_revision,json=classesRevision,proto3" json:"classes_revision,omitempty"` // of the last SetClasses; empty if there was none
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *InventoryResponse) Reset() {
 	*x = InventoryResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[23]
+	mi := &file_hearth_v1_node_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1246,7 +1353,7 @@ func (x *InventoryResponse) String() string {
 func (*InventoryResponse) ProtoMessage() {}
 
 func (x *InventoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[23]
+	mi := &file_hearth_v1_node_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1259,7 +1366,7 @@ func (x *InventoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryResponse.ProtoReflect.Descriptor instead.
 func (*InventoryResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{23}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *InventoryResponse) GetNode() string {
@@ -1311,6 +1418,13 @@ func (x *InventoryResponse) GetRoom() *Room {
 	return nil
 }
 
+func (x *InventoryResponse) GetClassesRevision() string {
+	if x != nil {
+		return x.ClassesRevision
+	}
+	return ""
+}
+
 // Room is what the node may still give away.
 type Room struct {
 	state               protoimpl.MessageState `protogen:"open.v1"`
@@ -1326,7 +1440,7 @@ type Room struct {
 
 func (x *Room) Reset() {
 	*x = Room{}
-	mi := &file_hearth_v1_node_proto_msgTypes[24]
+	mi := &file_hearth_v1_node_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1338,7 +1452,7 @@ func (x *Room) String() string {
 func (*Room) ProtoMessage() {}
 
 func (x *Room) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[24]
+	mi := &file_hearth_v1_node_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1351,7 +1465,7 @@ func (x *Room) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Room.ProtoReflect.Descriptor instead.
 func (*Room) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{24}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Room) GetSlotsMax() uint32 {
@@ -1396,6 +1510,345 @@ func (x *Room) GetIdRangesUsed() uint32 {
 	return 0
 }
 
+type SetClassesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// revision names the whole set; the node reports it in its inventory.
+	Revision string `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// manifests are EnvironmentClass objects as JSON, at most 1,000. A wrong one
+	// refuses the whole call.
+	Manifests     [][]byte `protobuf:"bytes,2,rep,name=manifests,proto3" json:"manifests,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetClassesRequest) Reset() {
+	*x = SetClassesRequest{}
+	mi := &file_hearth_v1_node_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetClassesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetClassesRequest) ProtoMessage() {}
+
+func (x *SetClassesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_node_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetClassesRequest.ProtoReflect.Descriptor instead.
+func (*SetClassesRequest) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *SetClassesRequest) GetRevision() string {
+	if x != nil {
+		return x.Revision
+	}
+	return ""
+}
+
+func (x *SetClassesRequest) GetManifests() [][]byte {
+	if x != nil {
+		return x.Manifests
+	}
+	return nil
+}
+
+type SetClassesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetClassesResponse) Reset() {
+	*x = SetClassesResponse{}
+	mi := &file_hearth_v1_node_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetClassesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetClassesResponse) ProtoMessage() {}
+
+func (x *SetClassesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_node_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetClassesResponse.ProtoReflect.Descriptor instead.
+func (*SetClassesResponse) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{27}
+}
+
+type SetBudgetRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	MemoryBytes   uint64                 `protobuf:"varint,1,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"` // 0 leaves it as the node's configuration has it
+	CpuMillis     uint64                 `protobuf:"varint,2,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetBudgetRequest) Reset() {
+	*x = SetBudgetRequest{}
+	mi := &file_hearth_v1_node_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetBudgetRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetBudgetRequest) ProtoMessage() {}
+
+func (x *SetBudgetRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_node_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetBudgetRequest.ProtoReflect.Descriptor instead.
+func (*SetBudgetRequest) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *SetBudgetRequest) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *SetBudgetRequest) GetCpuMillis() uint64 {
+	if x != nil {
+		return x.CpuMillis
+	}
+	return 0
+}
+
+type SetBudgetResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetBudgetResponse) Reset() {
+	*x = SetBudgetResponse{}
+	mi := &file_hearth_v1_node_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetBudgetResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetBudgetResponse) ProtoMessage() {}
+
+func (x *SetBudgetResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_node_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetBudgetResponse.ProtoReflect.Descriptor instead.
+func (*SetBudgetResponse) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{29}
+}
+
+type FetchSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshot      string                 `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchSnapshotRequest) Reset() {
+	*x = FetchSnapshotRequest{}
+	mi := &file_hearth_v1_node_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchSnapshotRequest) ProtoMessage() {}
+
+func (x *FetchSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_node_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*FetchSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *FetchSnapshotRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+type FetchSnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"` // of the stream that internal/snapshot exports; at most 1 MiB
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchSnapshotResponse) Reset() {
+	*x = FetchSnapshotResponse{}
+	mi := &file_hearth_v1_node_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchSnapshotResponse) ProtoMessage() {}
+
+func (x *FetchSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_node_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*FetchSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *FetchSnapshotResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type HandOverRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HandOverRequest) Reset() {
+	*x = HandOverRequest{}
+	mi := &file_hearth_v1_node_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HandOverRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HandOverRequest) ProtoMessage() {}
+
+func (x *HandOverRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_node_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HandOverRequest.ProtoReflect.Descriptor instead.
+func (*HandOverRequest) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{32}
+}
+
+type HandOverResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HandOverResponse) Reset() {
+	*x = HandOverResponse{}
+	mi := &file_hearth_v1_node_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HandOverResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HandOverResponse) ProtoMessage() {}
+
+func (x *HandOverResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_node_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HandOverResponse.ProtoReflect.Descriptor instead.
+func (*HandOverResponse) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{33}
+}
+
 type InspectRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // a slot or an environment
@@ -1405,7 +1858,7 @@ type InspectRequest struct {
 
 func (x *InspectRequest) Reset() {
 	*x = InspectRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[25]
+	mi := &file_hearth_v1_node_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1417,7 +1870,7 @@ func (x *InspectRequest) String() string {
 func (*InspectRequest) ProtoMessage() {}
 
 func (x *InspectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[25]
+	mi := &file_hearth_v1_node_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1430,7 +1883,7 @@ func (x *InspectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectRequest.ProtoReflect.Descriptor instead.
 func (*InspectRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{25}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *InspectRequest) GetName() string {
@@ -1450,7 +1903,7 @@ type InspectResponse struct {
 
 func (x *InspectResponse) Reset() {
 	*x = InspectResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[26]
+	mi := &file_hearth_v1_node_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1462,7 +1915,7 @@ func (x *InspectResponse) String() string {
 func (*InspectResponse) ProtoMessage() {}
 
 func (x *InspectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[26]
+	mi := &file_hearth_v1_node_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1475,7 +1928,7 @@ func (x *InspectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectResponse.ProtoReflect.Descriptor instead.
 func (*InspectResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{26}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *InspectResponse) GetJson() []byte {
@@ -1494,7 +1947,7 @@ type FlowsRequest struct {
 
 func (x *FlowsRequest) Reset() {
 	*x = FlowsRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[27]
+	mi := &file_hearth_v1_node_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1506,7 +1959,7 @@ func (x *FlowsRequest) String() string {
 func (*FlowsRequest) ProtoMessage() {}
 
 func (x *FlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[27]
+	mi := &file_hearth_v1_node_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1519,7 +1972,7 @@ func (x *FlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowsRequest.ProtoReflect.Descriptor instead.
 func (*FlowsRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{27}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *FlowsRequest) GetEnvironment() string {
@@ -1541,7 +1994,7 @@ type FlowsResponse struct {
 
 func (x *FlowsResponse) Reset() {
 	*x = FlowsResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[28]
+	mi := &file_hearth_v1_node_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1553,7 +2006,7 @@ func (x *FlowsResponse) String() string {
 func (*FlowsResponse) ProtoMessage() {}
 
 func (x *FlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[28]
+	mi := &file_hearth_v1_node_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1566,7 +2019,7 @@ func (x *FlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowsResponse.ProtoReflect.Descriptor instead.
 func (*FlowsResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{28}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *FlowsResponse) GetFlows() []*Flow {
@@ -1614,7 +2067,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_hearth_v1_node_proto_msgTypes[29]
+	mi := &file_hearth_v1_node_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1626,7 +2079,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[29]
+	mi := &file_hearth_v1_node_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1639,7 +2092,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{29}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Flow) GetProtocol() string {
@@ -1715,7 +2168,7 @@ type UnsafeOpenIslandRequest struct {
 
 func (x *UnsafeOpenIslandRequest) Reset() {
 	*x = UnsafeOpenIslandRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[30]
+	mi := &file_hearth_v1_node_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1727,7 +2180,7 @@ func (x *UnsafeOpenIslandRequest) String() string {
 func (*UnsafeOpenIslandRequest) ProtoMessage() {}
 
 func (x *UnsafeOpenIslandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[30]
+	mi := &file_hearth_v1_node_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1740,7 +2193,7 @@ func (x *UnsafeOpenIslandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsafeOpenIslandRequest.ProtoReflect.Descriptor instead.
 func (*UnsafeOpenIslandRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{30}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *UnsafeOpenIslandRequest) GetEnvironment() string {
@@ -1765,7 +2218,7 @@ type UnsafeOpenIslandResponse struct {
 
 func (x *UnsafeOpenIslandResponse) Reset() {
 	*x = UnsafeOpenIslandResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[31]
+	mi := &file_hearth_v1_node_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1777,7 +2230,7 @@ func (x *UnsafeOpenIslandResponse) String() string {
 func (*UnsafeOpenIslandResponse) ProtoMessage() {}
 
 func (x *UnsafeOpenIslandResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[31]
+	mi := &file_hearth_v1_node_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1790,7 +2243,7 @@ func (x *UnsafeOpenIslandResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsafeOpenIslandResponse.ProtoReflect.Descriptor instead.
 func (*UnsafeOpenIslandResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{31}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{40}
 }
 
 type DetectionsRequest struct {
@@ -1803,7 +2256,7 @@ type DetectionsRequest struct {
 
 func (x *DetectionsRequest) Reset() {
 	*x = DetectionsRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[32]
+	mi := &file_hearth_v1_node_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1815,7 +2268,7 @@ func (x *DetectionsRequest) String() string {
 func (*DetectionsRequest) ProtoMessage() {}
 
 func (x *DetectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[32]
+	mi := &file_hearth_v1_node_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1828,7 +2281,7 @@ func (x *DetectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetectionsRequest.ProtoReflect.Descriptor instead.
 func (*DetectionsRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{32}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *DetectionsRequest) GetFollow() bool {
@@ -1854,7 +2307,7 @@ type DetectionsResponse struct {
 
 func (x *DetectionsResponse) Reset() {
 	*x = DetectionsResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[33]
+	mi := &file_hearth_v1_node_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1866,7 +2319,7 @@ func (x *DetectionsResponse) String() string {
 func (*DetectionsResponse) ProtoMessage() {}
 
 func (x *DetectionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[33]
+	mi := &file_hearth_v1_node_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1879,7 +2332,7 @@ func (x *DetectionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetectionsResponse.ProtoReflect.Descriptor instead.
 func (*DetectionsResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{33}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *DetectionsResponse) GetDetection() *Detection {
@@ -1893,7 +2346,7 @@ var File_hearth_v1_node_proto protoreflect.FileDescriptor
 
 const file_hearth_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x14hearth/v1/node.proto\x12\thearth.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15hearth/v1/types.proto\"\xc4\x01\n" +
+	"\x14hearth/v1/node.proto\x12\thearth.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15hearth/v1/types.proto\"\xb2\x02\n" +
 	"\x10NodeClaimRequest\x12'\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\x12\x1e\n" +
@@ -1901,7 +2354,13 @@ const file_hearth_v1_node_proto_rawDesc = "" +
 	"generation\x18\x03 \x01(\x04R\n" +
 	"generation\x12(\n" +
 	"\x04spec\x18\x04 \x01(\v2\x14.hearth.v1.ClaimSpecR\x04spec\x12\x1b\n" +
-	"\twarm_only\x18\x05 \x01(\bR\bwarmOnly\"\xd5\x01\n" +
+	"\twarm_only\x18\x05 \x01(\bR\bwarmOnly\x12*\n" +
+	"\x05fetch\x18\x06 \x01(\v2\x14.hearth.v1.FetchFromR\x05fetch\x12\x1b\n" +
+	"\tclaim_key\x18\a \x01(\fR\bclaimKey\x12#\n" +
+	"\rclaim_request\x18\b \x01(\fR\fclaimRequest\"9\n" +
+	"\tFetchFrom\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\"\xd5\x01\n" +
 	"\x11NodeClaimResponse\x128\n" +
 	"\venvironment\x18\x01 \x01(\v2\x16.hearth.v1.EnvironmentR\venvironment\x12)\n" +
 	"\x06access\x18\x02 \x01(\v2\x11.hearth.v1.AccessR\x06access\x12-\n" +
@@ -1926,10 +2385,12 @@ const file_hearth_v1_node_proto_rawDesc = "" +
 	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\"N\n" +
 	"\x12NodeResumeResponse\x128\n" +
-	"\venvironment\x18\x01 \x01(\v2\x16.hearth.v1.EnvironmentR\venvironment\"`\n" +
+	"\venvironment\x18\x01 \x01(\v2\x16.hearth.v1.EnvironmentR\venvironment\"\x8f\x01\n" +
 	"\x13NodeSnapshotRequest\x12'\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12 \n" +
-	"\venvironment\x18\x02 \x01(\tR\venvironment\"G\n" +
+	"\venvironment\x18\x02 \x01(\tR\venvironment\x12\x12\n" +
+	"\x04hold\x18\x03 \x01(\bR\x04hold\x12\x19\n" +
+	"\bfetch_by\x18\x04 \x01(\tR\afetchBy\"G\n" +
 	"\x14NodeSnapshotResponse\x12/\n" +
 	"\bsnapshot\x18\x01 \x01(\v2\x13.hearth.v1.SnapshotR\bsnapshot\"<\n" +
 	"\x18NodeListSnapshotsRequest\x12 \n" +
@@ -1955,7 +2416,7 @@ const file_hearth_v1_node_proto_rawDesc = "" +
 	"\x10NodeTokenRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\">\n" +
 	"\x11NodeTokenResponse\x12)\n" +
-	"\x06access\x18\x01 \x01(\v2\x11.hearth.v1.AccessR\x06access\"\xd7\x01\n" +
+	"\x06access\x18\x01 \x01(\v2\x11.hearth.v1.AccessR\x06access\"\xf5\x01\n" +
 	"\x04Pool\x12\x14\n" +
 	"\x05class\x18\x01 \x01(\tR\x05class\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\tR\brevision\x12\x12\n" +
@@ -1964,8 +2425,9 @@ const file_hearth_v1_node_proto_rawDesc = "" +
 	"\tpreparing\x18\x05 \x01(\rR\tpreparing\x12\x18\n" +
 	"\aclaimed\x18\x06 \x01(\rR\aclaimed\x12\x18\n" +
 	"\amessage\x18\a \x01(\tR\amessage\x12!\n" +
-	"\fmemory_bytes\x18\b \x01(\x04R\vmemoryBytes\"\x12\n" +
-	"\x10InventoryRequest\"\xfe\x01\n" +
+	"\fmemory_bytes\x18\b \x01(\x04R\vmemoryBytes\x12\x1c\n" +
+	"\tephemeral\x18\t \x01(\bR\tephemeral\"\x12\n" +
+	"\x10InventoryRequest\"\xa9\x02\n" +
 	"\x11InventoryResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12\x17\n" +
@@ -1973,7 +2435,8 @@ const file_hearth_v1_node_proto_rawDesc = "" +
 	"\aversion\x18\x04 \x01(\tR\aversion\x12%\n" +
 	"\x05pools\x18\x05 \x03(\v2\x0f.hearth.v1.PoolR\x05pools\x12:\n" +
 	"\fenvironments\x18\x06 \x03(\v2\x16.hearth.v1.EnvironmentR\fenvironments\x12#\n" +
-	"\x04room\x18\a \x01(\v2\x0f.hearth.v1.RoomR\x04room\"\xea\x01\n" +
+	"\x04room\x18\a \x01(\v2\x0f.hearth.v1.RoomR\x04room\x12)\n" +
+	"\x10classes_revision\x18\b \x01(\tR\x0fclassesRevision\"\xea\x01\n" +
 	"\x04Room\x12\x1b\n" +
 	"\tslots_max\x18\x01 \x01(\rR\bslotsMax\x12\x1d\n" +
 	"\n" +
@@ -1981,7 +2444,22 @@ const file_hearth_v1_node_proto_rawDesc = "" +
 	"\x10memory_max_bytes\x18\x03 \x01(\x04R\x0ememoryMaxBytes\x122\n" +
 	"\x15memory_reserved_bytes\x18\x04 \x01(\x04R\x13memoryReservedBytes\x12\"\n" +
 	"\rid_ranges_max\x18\x05 \x01(\rR\vidRangesMax\x12$\n" +
-	"\x0eid_ranges_used\x18\x06 \x01(\rR\fidRangesUsed\"$\n" +
+	"\x0eid_ranges_used\x18\x06 \x01(\rR\fidRangesUsed\"M\n" +
+	"\x11SetClassesRequest\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\tR\brevision\x12\x1c\n" +
+	"\tmanifests\x18\x02 \x03(\fR\tmanifests\"\x14\n" +
+	"\x12SetClassesResponse\"T\n" +
+	"\x10SetBudgetRequest\x12!\n" +
+	"\fmemory_bytes\x18\x01 \x01(\x04R\vmemoryBytes\x12\x1d\n" +
+	"\n" +
+	"cpu_millis\x18\x02 \x01(\x04R\tcpuMillis\"\x13\n" +
+	"\x11SetBudgetResponse\"2\n" +
+	"\x14FetchSnapshotRequest\x12\x1a\n" +
+	"\bsnapshot\x18\x01 \x01(\tR\bsnapshot\"+\n" +
+	"\x15FetchSnapshotResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\x11\n" +
+	"\x0fHandOverRequest\"\x12\n" +
+	"\x10HandOverResponse\"$\n" +
 	"\x0eInspectRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"%\n" +
 	"\x0fInspectResponse\x12\x12\n" +
@@ -2020,7 +2498,8 @@ const file_hearth_v1_node_proto_rawDesc = "" +
 	"\x06follow\x18\x01 \x01(\bR\x06follow\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\"H\n" +
 	"\x12DetectionsResponse\x122\n" +
-	"\tdetection\x18\x01 \x01(\v2\x14.hearth.v1.DetectionR\tdetection2\xc3\b\n" +
+	"\tdetection\x18\x01 \x01(\v2\x14.hearth.v1.DetectionR\tdetection2\xf1\n" +
+	"\n" +
 	"\vNodeService\x12B\n" +
 	"\x05Claim\x12\x1b.hearth.v1.NodeClaimRequest\x1a\x1c.hearth.v1.NodeClaimResponse\x12<\n" +
 	"\x03Get\x12\x19.hearth.v1.NodeGetRequest\x1a\x1a.hearth.v1.NodeGetResponse\x12?\n" +
@@ -2035,7 +2514,12 @@ const file_hearth_v1_node_proto_rawDesc = "" +
 	"\tInventory\x12\x1b.hearth.v1.InventoryRequest\x1a\x1c.hearth.v1.InventoryResponse\x12@\n" +
 	"\aInspect\x12\x19.hearth.v1.InspectRequest\x1a\x1a.hearth.v1.InspectResponse\x12:\n" +
 	"\x05Flows\x12\x17.hearth.v1.FlowsRequest\x1a\x18.hearth.v1.FlowsResponse\x12[\n" +
-	"\x10UnsafeOpenIsland\x12\".hearth.v1.UnsafeOpenIslandRequest\x1a#.hearth.v1.UnsafeOpenIslandResponse\x12K\n" +
+	"\x10UnsafeOpenIsland\x12\".hearth.v1.UnsafeOpenIslandRequest\x1a#.hearth.v1.UnsafeOpenIslandResponse\x12I\n" +
+	"\n" +
+	"SetClasses\x12\x1c.hearth.v1.SetClassesRequest\x1a\x1d.hearth.v1.SetClassesResponse\x12F\n" +
+	"\tSetBudget\x12\x1b.hearth.v1.SetBudgetRequest\x1a\x1c.hearth.v1.SetBudgetResponse\x12T\n" +
+	"\rFetchSnapshot\x12\x1f.hearth.v1.FetchSnapshotRequest\x1a .hearth.v1.FetchSnapshotResponse0\x01\x12C\n" +
+	"\bHandOver\x12\x1a.hearth.v1.HandOverRequest\x1a\x1b.hearth.v1.HandOverResponse\x12K\n" +
 	"\n" +
 	"Detections\x12\x1c.hearth.v1.DetectionsRequest\x1a\x1d.hearth.v1.DetectionsResponse0\x01B\x1fZ\x1dhearth/api/hearth/v1;hearthv1b\x06proto3"
 
@@ -2051,114 +2535,132 @@ func file_hearth_v1_node_proto_rawDescGZIP() []byte {
 	return file_hearth_v1_node_proto_rawDescData
 }
 
-var file_hearth_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_hearth_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_hearth_v1_node_proto_goTypes = []any{
 	(*NodeClaimRequest)(nil),          // 0: hearth.v1.NodeClaimRequest
-	(*NodeClaimResponse)(nil),         // 1: hearth.v1.NodeClaimResponse
-	(*PhaseTime)(nil),                 // 2: hearth.v1.PhaseTime
-	(*NodeGetRequest)(nil),            // 3: hearth.v1.NodeGetRequest
-	(*NodeGetResponse)(nil),           // 4: hearth.v1.NodeGetResponse
-	(*NodeListRequest)(nil),           // 5: hearth.v1.NodeListRequest
-	(*NodeListResponse)(nil),          // 6: hearth.v1.NodeListResponse
-	(*NodePauseRequest)(nil),          // 7: hearth.v1.NodePauseRequest
-	(*NodePauseResponse)(nil),         // 8: hearth.v1.NodePauseResponse
-	(*NodeResumeRequest)(nil),         // 9: hearth.v1.NodeResumeRequest
-	(*NodeResumeResponse)(nil),        // 10: hearth.v1.NodeResumeResponse
-	(*NodeSnapshotRequest)(nil),       // 11: hearth.v1.NodeSnapshotRequest
-	(*NodeSnapshotResponse)(nil),      // 12: hearth.v1.NodeSnapshotResponse
-	(*NodeListSnapshotsRequest)(nil),  // 13: hearth.v1.NodeListSnapshotsRequest
-	(*NodeListSnapshotsResponse)(nil), // 14: hearth.v1.NodeListSnapshotsResponse
-	(*NodeForkRequest)(nil),           // 15: hearth.v1.NodeForkRequest
-	(*NodeForkResponse)(nil),          // 16: hearth.v1.NodeForkResponse
-	(*NodeReleaseRequest)(nil),        // 17: hearth.v1.NodeReleaseRequest
-	(*NodeReleaseResponse)(nil),       // 18: hearth.v1.NodeReleaseResponse
-	(*NodeTokenRequest)(nil),          // 19: hearth.v1.NodeTokenRequest
-	(*NodeTokenResponse)(nil),         // 20: hearth.v1.NodeTokenResponse
-	(*Pool)(nil),                      // 21: hearth.v1.Pool
-	(*InventoryRequest)(nil),          // 22: hearth.v1.InventoryRequest
-	(*InventoryResponse)(nil),         // 23: hearth.v1.InventoryResponse
-	(*Room)(nil),                      // 24: hearth.v1.Room
-	(*InspectRequest)(nil),            // 25: hearth.v1.InspectRequest
-	(*InspectResponse)(nil),           // 26: hearth.v1.InspectResponse
-	(*FlowsRequest)(nil),              // 27: hearth.v1.FlowsRequest
-	(*FlowsResponse)(nil),             // 28: hearth.v1.FlowsResponse
-	(*Flow)(nil),                      // 29: hearth.v1.Flow
-	(*UnsafeOpenIslandRequest)(nil),   // 30: hearth.v1.UnsafeOpenIslandRequest
-	(*UnsafeOpenIslandResponse)(nil),  // 31: hearth.v1.UnsafeOpenIslandResponse
-	(*DetectionsRequest)(nil),         // 32: hearth.v1.DetectionsRequest
-	(*DetectionsResponse)(nil),        // 33: hearth.v1.DetectionsResponse
-	nil,                               // 34: hearth.v1.FlowsResponse.DropsEntry
-	nil,                               // 35: hearth.v1.FlowsResponse.DropsInEntry
-	(*ClaimSpec)(nil),                 // 36: hearth.v1.ClaimSpec
-	(*Environment)(nil),               // 37: hearth.v1.Environment
-	(*Access)(nil),                    // 38: hearth.v1.Access
-	(*durationpb.Duration)(nil),       // 39: google.protobuf.Duration
-	(*Snapshot)(nil),                  // 40: hearth.v1.Snapshot
-	(*timestamppb.Timestamp)(nil),     // 41: google.protobuf.Timestamp
-	(*Detection)(nil),                 // 42: hearth.v1.Detection
+	(*FetchFrom)(nil),                 // 1: hearth.v1.FetchFrom
+	(*NodeClaimResponse)(nil),         // 2: hearth.v1.NodeClaimResponse
+	(*PhaseTime)(nil),                 // 3: hearth.v1.PhaseTime
+	(*NodeGetRequest)(nil),            // 4: hearth.v1.NodeGetRequest
+	(*NodeGetResponse)(nil),           // 5: hearth.v1.NodeGetResponse
+	(*NodeListRequest)(nil),           // 6: hearth.v1.NodeListRequest
+	(*NodeListResponse)(nil),          // 7: hearth.v1.NodeListResponse
+	(*NodePauseRequest)(nil),          // 8: hearth.v1.NodePauseRequest
+	(*NodePauseResponse)(nil),         // 9: hearth.v1.NodePauseResponse
+	(*NodeResumeRequest)(nil),         // 10: hearth.v1.NodeResumeRequest
+	(*NodeResumeResponse)(nil),        // 11: hearth.v1.NodeResumeResponse
+	(*NodeSnapshotRequest)(nil),       // 12: hearth.v1.NodeSnapshotRequest
+	(*NodeSnapshotResponse)(nil),      // 13: hearth.v1.NodeSnapshotResponse
+	(*NodeListSnapshotsRequest)(nil),  // 14: hearth.v1.NodeListSnapshotsRequest
+	(*NodeListSnapshotsResponse)(nil), // 15: hearth.v1.NodeListSnapshotsResponse
+	(*NodeForkRequest)(nil),           // 16: hearth.v1.NodeForkRequest
+	(*NodeForkResponse)(nil),          // 17: hearth.v1.NodeForkResponse
+	(*NodeReleaseRequest)(nil),        // 18: hearth.v1.NodeReleaseRequest
+	(*NodeReleaseResponse)(nil),       // 19: hearth.v1.NodeReleaseResponse
+	(*NodeTokenRequest)(nil),          // 20: hearth.v1.NodeTokenRequest
+	(*NodeTokenResponse)(nil),         // 21: hearth.v1.NodeTokenResponse
+	(*Pool)(nil),                      // 22: hearth.v1.Pool
+	(*InventoryRequest)(nil),          // 23: hearth.v1.InventoryRequest
+	(*InventoryResponse)(nil),         // 24: hearth.v1.InventoryResponse
+	(*Room)(nil),                      // 25: hearth.v1.Room
+	(*SetClassesRequest)(nil),         // 26: hearth.v1.SetClassesRequest
+	(*SetClassesResponse)(nil),        // 27: hearth.v1.SetClassesResponse
+	(*SetBudgetRequest)(nil),          // 28: hearth.v1.SetBudgetRequest
+	(*SetBudgetResponse)(nil),         // 29: hearth.v1.SetBudgetResponse
+	(*FetchSnapshotRequest)(nil),      // 30: hearth.v1.FetchSnapshotRequest
+	(*FetchSnapshotResponse)(nil),     // 31: hearth.v1.FetchSnapshotResponse
+	(*HandOverRequest)(nil),           // 32: hearth.v1.HandOverRequest
+	(*HandOverResponse)(nil),          // 33: hearth.v1.HandOverResponse
+	(*InspectRequest)(nil),            // 34: hearth.v1.InspectRequest
+	(*InspectResponse)(nil),           // 35: hearth.v1.InspectResponse
+	(*FlowsRequest)(nil),              // 36: hearth.v1.FlowsRequest
+	(*FlowsResponse)(nil),             // 37: hearth.v1.FlowsResponse
+	(*Flow)(nil),                      // 38: hearth.v1.Flow
+	(*UnsafeOpenIslandRequest)(nil),   // 39: hearth.v1.UnsafeOpenIslandRequest
+	(*UnsafeOpenIslandResponse)(nil),  // 40: hearth.v1.UnsafeOpenIslandResponse
+	(*DetectionsRequest)(nil),         // 41: hearth.v1.DetectionsRequest
+	(*DetectionsResponse)(nil),        // 42: hearth.v1.DetectionsResponse
+	nil,                               // 43: hearth.v1.FlowsResponse.DropsEntry
+	nil,                               // 44: hearth.v1.FlowsResponse.DropsInEntry
+	(*ClaimSpec)(nil),                 // 45: hearth.v1.ClaimSpec
+	(*Environment)(nil),               // 46: hearth.v1.Environment
+	(*Access)(nil),                    // 47: hearth.v1.Access
+	(*durationpb.Duration)(nil),       // 48: google.protobuf.Duration
+	(*Snapshot)(nil),                  // 49: hearth.v1.Snapshot
+	(*timestamppb.Timestamp)(nil),     // 50: google.protobuf.Timestamp
+	(*Detection)(nil),                 // 51: hearth.v1.Detection
 }
 var file_hearth_v1_node_proto_depIdxs = []int32{
-	36, // 0: hearth.v1.NodeClaimRequest.spec:type_name -> hearth.v1.ClaimSpec
-	37, // 1: hearth.v1.NodeClaimResponse.environment:type_name -> hearth.v1.Environment
-	38, // 2: hearth.v1.NodeClaimResponse.access:type_name -> hearth.v1.Access
-	39, // 3: hearth.v1.NodeClaimResponse.took:type_name -> google.protobuf.Duration
-	2,  // 4: hearth.v1.NodeClaimResponse.phases:type_name -> hearth.v1.PhaseTime
-	39, // 5: hearth.v1.PhaseTime.took:type_name -> google.protobuf.Duration
-	37, // 6: hearth.v1.NodeGetResponse.environment:type_name -> hearth.v1.Environment
-	37, // 7: hearth.v1.NodeListResponse.environments:type_name -> hearth.v1.Environment
-	37, // 8: hearth.v1.NodePauseResponse.environment:type_name -> hearth.v1.Environment
-	37, // 9: hearth.v1.NodeResumeResponse.environment:type_name -> hearth.v1.Environment
-	40, // 10: hearth.v1.NodeSnapshotResponse.snapshot:type_name -> hearth.v1.Snapshot
-	40, // 11: hearth.v1.NodeListSnapshotsResponse.snapshots:type_name -> hearth.v1.Snapshot
-	0,  // 12: hearth.v1.NodeForkRequest.children:type_name -> hearth.v1.NodeClaimRequest
-	40, // 13: hearth.v1.NodeForkResponse.snapshot:type_name -> hearth.v1.Snapshot
-	1,  // 14: hearth.v1.NodeForkResponse.children:type_name -> hearth.v1.NodeClaimResponse
-	40, // 15: hearth.v1.NodeReleaseResponse.snapshot:type_name -> hearth.v1.Snapshot
-	38, // 16: hearth.v1.NodeTokenResponse.access:type_name -> hearth.v1.Access
-	21, // 17: hearth.v1.InventoryResponse.pools:type_name -> hearth.v1.Pool
-	37, // 18: hearth.v1.InventoryResponse.environments:type_name -> hearth.v1.Environment
-	24, // 19: hearth.v1.InventoryResponse.room:type_name -> hearth.v1.Room
-	29, // 20: hearth.v1.FlowsResponse.flows:type_name -> hearth.v1.Flow
-	34, // 21: hearth.v1.FlowsResponse.drops:type_name -> hearth.v1.FlowsResponse.DropsEntry
-	35, // 22: hearth.v1.FlowsResponse.drops_in:type_name -> hearth.v1.FlowsResponse.DropsInEntry
-	41, // 23: hearth.v1.Flow.first:type_name -> google.protobuf.Timestamp
-	41, // 24: hearth.v1.Flow.last:type_name -> google.protobuf.Timestamp
-	42, // 25: hearth.v1.DetectionsResponse.detection:type_name -> hearth.v1.Detection
-	0,  // 26: hearth.v1.NodeService.Claim:input_type -> hearth.v1.NodeClaimRequest
-	3,  // 27: hearth.v1.NodeService.Get:input_type -> hearth.v1.NodeGetRequest
-	5,  // 28: hearth.v1.NodeService.List:input_type -> hearth.v1.NodeListRequest
-	7,  // 29: hearth.v1.NodeService.Pause:input_type -> hearth.v1.NodePauseRequest
-	9,  // 30: hearth.v1.NodeService.Resume:input_type -> hearth.v1.NodeResumeRequest
-	11, // 31: hearth.v1.NodeService.Snapshot:input_type -> hearth.v1.NodeSnapshotRequest
-	13, // 32: hearth.v1.NodeService.ListSnapshots:input_type -> hearth.v1.NodeListSnapshotsRequest
-	15, // 33: hearth.v1.NodeService.Fork:input_type -> hearth.v1.NodeForkRequest
-	17, // 34: hearth.v1.NodeService.Release:input_type -> hearth.v1.NodeReleaseRequest
-	19, // 35: hearth.v1.NodeService.Token:input_type -> hearth.v1.NodeTokenRequest
-	22, // 36: hearth.v1.NodeService.Inventory:input_type -> hearth.v1.InventoryRequest
-	25, // 37: hearth.v1.NodeService.Inspect:input_type -> hearth.v1.InspectRequest
-	27, // 38: hearth.v1.NodeService.Flows:input_type -> hearth.v1.FlowsRequest
-	30, // 39: hearth.v1.NodeService.UnsafeOpenIsland:input_type -> hearth.v1.UnsafeOpenIslandRequest
-	32, // 40: hearth.v1.NodeService.Detections:input_type -> hearth.v1.DetectionsRequest
-	1,  // 41: hearth.v1.NodeService.Claim:output_type -> hearth.v1.NodeClaimResponse
-	4,  // 42: hearth.v1.NodeService.Get:output_type -> hearth.v1.NodeGetResponse
-	6,  // 43: hearth.v1.NodeService.List:output_type -> hearth.v1.NodeListResponse
-	8,  // 44: hearth.v1.NodeService.Pause:output_type -> hearth.v1.NodePauseResponse
-	10, // 45: hearth.v1.NodeService.Resume:output_type -> hearth.v1.NodeResumeResponse
-	12, // 46: hearth.v1.NodeService.Snapshot:output_type -> hearth.v1.NodeSnapshotResponse
-	14, // 47: hearth.v1.NodeService.ListSnapshots:output_type -> hearth.v1.NodeListSnapshotsResponse
-	16, // 48: hearth.v1.NodeService.Fork:output_type -> hearth.v1.NodeForkResponse
-	18, // 49: hearth.v1.NodeService.Release:output_type -> hearth.v1.NodeReleaseResponse
-	20, // 50: hearth.v1.NodeService.Token:output_type -> hearth.v1.NodeTokenResponse
-	23, // 51: hearth.v1.NodeService.Inventory:output_type -> hearth.v1.InventoryResponse
-	26, // 52: hearth.v1.NodeService.Inspect:output_type -> hearth.v1.InspectResponse
-	28, // 53: hearth.v1.NodeService.Flows:output_type -> hearth.v1.FlowsResponse
-	31, // 54: hearth.v1.NodeService.UnsafeOpenIsland:output_type -> hearth.v1.UnsafeOpenIslandResponse
-	33, // 55: hearth.v1.NodeService.Detections:output_type -> hearth.v1.DetectionsResponse
-	41, // [41:56] is the sub-list for method output_type
-	26, // [26:41] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	45, // 0: hearth.v1.NodeClaimRequest.spec:type_name -> hearth.v1.ClaimSpec
+	1,  // 1: hearth.v1.NodeClaimRequest.fetch:type_name -> hearth.v1.FetchFrom
+	46, // 2: hearth.v1.NodeClaimResponse.environment:type_name -> hearth.v1.Environment
+	47, // 3: hearth.v1.NodeClaimResponse.access:type_name -> hearth.v1.Access
+	48, // 4: hearth.v1.NodeClaimResponse.took:type_name -> google.protobuf.Duration
+	3,  // 5: hearth.v1.NodeClaimResponse.phases:type_name -> hearth.v1.PhaseTime
+	48, // 6: hearth.v1.PhaseTime.took:type_name -> google.protobuf.Duration
+	46, // 7: hearth.v1.NodeGetResponse.environment:type_name -> hearth.v1.Environment
+	46, // 8: hearth.v1.NodeListResponse.environments:type_name -> hearth.v1.Environment
+	46, // 9: hearth.v1.NodePauseResponse.environment:type_name -> hearth.v1.Environment
+	46, // 10: hearth.v1.NodeResumeResponse.environment:type_name -> hearth.v1.Environment
+	49, // 11: hearth.v1.NodeSnapshotResponse.snapshot:type_name -> hearth.v1.Snapshot
+	49, // 12: hearth.v1.NodeListSnapshotsResponse.snapshots:type_name -> hearth.v1.Snapshot
+	0,  // 13: hearth.v1.NodeForkRequest.children:type_name -> hearth.v1.NodeClaimRequest
+	49, // 14: hearth.v1.NodeForkResponse.snapshot:type_name -> hearth.v1.Snapshot
+	2,  // 15: hearth.v1.NodeForkResponse.children:type_name -> hearth.v1.NodeClaimResponse
+	49, // 16: hearth.v1.NodeReleaseResponse.snapshot:type_name -> hearth.v1.Snapshot
+	47, // 17: hearth.v1.NodeTokenResponse.access:type_name -> hearth.v1.Access
+	22, // 18: hearth.v1.InventoryResponse.pools:type_name -> hearth.v1.Pool
+	46, // 19: hearth.v1.InventoryResponse.environments:type_name -> hearth.v1.Environment
+	25, // 20: hearth.v1.InventoryResponse.room:type_name -> hearth.v1.Room
+	38, // 21: hearth.v1.FlowsResponse.flows:type_name -> hearth.v1.Flow
+	43, // 22: hearth.v1.FlowsResponse.drops:type_name -> hearth.v1.FlowsResponse.DropsEntry
+	44, // 23: hearth.v1.FlowsResponse.drops_in:type_name -> hearth.v1.FlowsResponse.DropsInEntry
+	50, // 24: hearth.v1.Flow.first:type_name -> google.protobuf.Timestamp
+	50, // 25: hearth.v1.Flow.last:type_name -> google.protobuf.Timestamp
+	51, // 26: hearth.v1.DetectionsResponse.detection:type_name -> hearth.v1.Detection
+	0,  // 27: hearth.v1.NodeService.Claim:input_type -> hearth.v1.NodeClaimRequest
+	4,  // 28: hearth.v1.NodeService.Get:input_type -> hearth.v1.NodeGetRequest
+	6,  // 29: hearth.v1.NodeService.List:input_type -> hearth.v1.NodeListRequest
+	8,  // 30: hearth.v1.NodeService.Pause:input_type -> hearth.v1.NodePauseRequest
+	10, // 31: hearth.v1.NodeService.Resume:input_type -> hearth.v1.NodeResumeRequest
+	12, // 32: hearth.v1.NodeService.Snapshot:input_type -> hearth.v1.NodeSnapshotRequest
+	14, // 33: hearth.v1.NodeService.ListSnapshots:input_type -> hearth.v1.NodeListSnapshotsRequest
+	16, // 34: hearth.v1.NodeService.Fork:input_type -> hearth.v1.NodeForkRequest
+	18, // 35: hearth.v1.NodeService.Release:input_type -> hearth.v1.NodeReleaseRequest
+	20, // 36: hearth.v1.NodeService.Token:input_type -> hearth.v1.NodeTokenRequest
+	23, // 37: hearth.v1.NodeService.Inventory:input_type -> hearth.v1.InventoryRequest
+	34, // 38: hearth.v1.NodeService.Inspect:input_type -> hearth.v1.InspectRequest
+	36, // 39: hearth.v1.NodeService.Flows:input_type -> hearth.v1.FlowsRequest
+	39, // 40: hearth.v1.NodeService.UnsafeOpenIsland:input_type -> hearth.v1.UnsafeOpenIslandRequest
+	26, // 41: hearth.v1.NodeService.SetClasses:input_type -> hearth.v1.SetClassesRequest
+	28, // 42: hearth.v1.NodeService.SetBudget:input_type -> hearth.v1.SetBudgetRequest
+	30, // 43: hearth.v1.NodeService.FetchSnapshot:input_type -> hearth.v1.FetchSnapshotRequest
+	32, // 44: hearth.v1.NodeService.HandOver:input_type -> hearth.v1.HandOverRequest
+	41, // 45: hearth.v1.NodeService.Detections:input_type -> hearth.v1.DetectionsRequest
+	2,  // 46: hearth.v1.NodeService.Claim:output_type -> hearth.v1.NodeClaimResponse
+	5,  // 47: hearth.v1.NodeService.Get:output_type -> hearth.v1.NodeGetResponse
+	7,  // 48: hearth.v1.NodeService.List:output_type -> hearth.v1.NodeListResponse
+	9,  // 49: hearth.v1.NodeService.Pause:output_type -> hearth.v1.NodePauseResponse
+	11, // 50: hearth.v1.NodeService.Resume:output_type -> hearth.v1.NodeResumeResponse
+	13, // 51: hearth.v1.NodeService.Snapshot:output_type -> hearth.v1.NodeSnapshotResponse
+	15, // 52: hearth.v1.NodeService.ListSnapshots:output_type -> hearth.v1.NodeListSnapshotsResponse
+	17, // 53: hearth.v1.NodeService.Fork:output_type -> hearth.v1.NodeForkResponse
+	19, // 54: hearth.v1.NodeService.Release:output_type -> hearth.v1.NodeReleaseResponse
+	21, // 55: hearth.v1.NodeService.Token:output_type -> hearth.v1.NodeTokenResponse
+	24, // 56: hearth.v1.NodeService.Inventory:output_type -> hearth.v1.InventoryResponse
+	35, // 57: hearth.v1.NodeService.Inspect:output_type -> hearth.v1.InspectResponse
+	37, // 58: hearth.v1.NodeService.Flows:output_type -> hearth.v1.FlowsResponse
+	40, // 59: hearth.v1.NodeService.UnsafeOpenIsland:output_type -> hearth.v1.UnsafeOpenIslandResponse
+	27, // 60: hearth.v1.NodeService.SetClasses:output_type -> hearth.v1.SetClassesResponse
+	29, // 61: hearth.v1.NodeService.SetBudget:output_type -> hearth.v1.SetBudgetResponse
+	31, // 62: hearth.v1.NodeService.FetchSnapshot:output_type -> hearth.v1.FetchSnapshotResponse
+	33, // 63: hearth.v1.NodeService.HandOver:output_type -> hearth.v1.HandOverResponse
+	42, // 64: hearth.v1.NodeService.Detections:output_type -> hearth.v1.DetectionsResponse
+	46, // [46:65] is the sub-list for method output_type
+	27, // [27:46] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_hearth_v1_node_proto_init() }
@@ -2173,7 +2675,7 @@ func file_hearth_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hearth_v1_node_proto_rawDesc), len(file_hearth_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   36,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -37,6 +37,8 @@ const (
 	Phase_PHASE_QUARANTINED Phase = 4
 	Phase_PHASE_RELEASED    Phase = 5
 	Phase_PHASE_FAILED      Phase = 6
+	// frozen and locked by its node, which lost its controller.
+	Phase_PHASE_FENCED Phase = 7
 )
 
 // Enum value maps for Phase.
@@ -49,6 +51,7 @@ var (
 		4: "PHASE_QUARANTINED",
 		5: "PHASE_RELEASED",
 		6: "PHASE_FAILED",
+		7: "PHASE_FENCED",
 	}
 	Phase_value = map[string]int32{
 		"PHASE_UNSPECIFIED": 0,
@@ -58,6 +61,7 @@ var (
 		"PHASE_QUARANTINED": 4,
 		"PHASE_RELEASED":    5,
 		"PHASE_FAILED":      6,
+		"PHASE_FENCED":      7,
 	}
 )
 
@@ -152,14 +156,22 @@ type Environment struct {
 	Message string `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
 	Node    string `protobuf:"bytes,7,opt,name=node,proto3" json:"node,omitempty"`
 	// warm is true if a ready slot was claimed.
-	Warm          bool                   `protobuf:"varint,8,opt,name=warm,proto3" json:"warm,omitempty"`
-	ClaimedAt     *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=claimed_at,json=claimedAt,proto3" json:"claimed_at,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,10,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Address       string                 `protobuf:"bytes,11,opt,name=address,proto3" json:"address,omitempty"` // of the island, for the operator
-	Slot          string                 `protobuf:"bytes,12,opt,name=slot,proto3" json:"slot,omitempty"`
-	RestoredFrom  string                 `protobuf:"bytes,13,opt,name=restored_from,json=restoredFrom,proto3" json:"restored_from,omitempty"` // snapshot id, empty for a fresh one
-	Ports         []*Port                `protobuf:"bytes,14,rep,name=ports,proto3" json:"ports,omitempty"`
-	Pid           uint32                 `protobuf:"varint,15,opt,name=pid,proto3" json:"pid,omitempty"` // of the environment's init, on the node
+	Warm         bool                   `protobuf:"varint,8,opt,name=warm,proto3" json:"warm,omitempty"`
+	ClaimedAt    *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=claimed_at,json=claimedAt,proto3" json:"claimed_at,omitempty"`
+	Labels       map[string]string      `protobuf:"bytes,10,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Address      string                 `protobuf:"bytes,11,opt,name=address,proto3" json:"address,omitempty"` // of the island, for the operator
+	Slot         string                 `protobuf:"bytes,12,opt,name=slot,proto3" json:"slot,omitempty"`
+	RestoredFrom string                 `protobuf:"bytes,13,opt,name=restored_from,json=restoredFrom,proto3" json:"restored_from,omitempty"` // snapshot id, empty for a fresh one
+	Ports        []*Port                `protobuf:"bytes,14,rep,name=ports,proto3" json:"ports,omitempty"`
+	Pid          uint32                 `protobuf:"varint,15,opt,name=pid,proto3" json:"pid,omitempty"` // of the environment's init, on the node
+	// ephemeral environments are stored by no controller: what their nodes say of
+	// them is all there is.
+	Ephemeral bool `protobuf:"varint,16,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
+	// claim_key is the SHA-256 of tenant, a zero byte and the idempotency key of
+	// the call that made it, so that a new controller knows the call again.
+	ClaimKey []byte `protobuf:"bytes,17,opt,name=claim_key,json=claimKey,proto3" json:"claim_key,omitempty"`
+	// claim_request is the digest of that call's request.
+	ClaimRequest  []byte `protobuf:"bytes,18,opt,name=claim_request,json=claimRequest,proto3" json:"claim_request,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -297,6 +309,27 @@ func (x *Environment) GetPid() uint32 {
 		return x.Pid
 	}
 	return 0
+}
+
+func (x *Environment) GetEphemeral() bool {
+	if x != nil {
+		return x.Ephemeral
+	}
+	return false
+}
+
+func (x *Environment) GetClaimKey() []byte {
+	if x != nil {
+		return x.ClaimKey
+	}
+	return nil
+}
+
+func (x *Environment) GetClaimRequest() []byte {
+	if x != nil {
+		return x.ClaimRequest
+	}
+	return nil
 }
 
 // Port is one that callers may reach through the node.
@@ -702,6 +735,7 @@ type Snapshot struct {
 	Parent        string                 `protobuf:"bytes,4,opt,name=parent,proto3" json:"parent,omitempty"`
 	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	Stats         *SnapshotStats         `protobuf:"bytes,6,opt,name=stats,proto3" json:"stats,omitempty"`
+	Tenant        string                 `protobuf:"bytes,7,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -776,6 +810,13 @@ func (x *Snapshot) GetStats() *SnapshotStats {
 		return x.Stats
 	}
 	return nil
+}
+
+func (x *Snapshot) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
 }
 
 type SnapshotStats struct {
@@ -1063,7 +1104,7 @@ var File_hearth_v1_types_proto protoreflect.FileDescriptor
 
 const file_hearth_v1_types_proto_rawDesc = "" +
 	"\n" +
-	"\x15hearth/v1/types.proto\x12\thearth.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x93\x04\n" +
+	"\x15hearth/v1/types.proto\x12\thearth.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf3\x04\n" +
 	"\vEnvironment\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05class\x18\x02 \x01(\tR\x05class\x12\x16\n" +
@@ -1083,7 +1124,10 @@ const file_hearth_v1_types_proto_rawDesc = "" +
 	"\x04slot\x18\f \x01(\tR\x04slot\x12#\n" +
 	"\rrestored_from\x18\r \x01(\tR\frestoredFrom\x12%\n" +
 	"\x05ports\x18\x0e \x03(\v2\x0f.hearth.v1.PortR\x05ports\x12\x10\n" +
-	"\x03pid\x18\x0f \x01(\rR\x03pid\x1a9\n" +
+	"\x03pid\x18\x0f \x01(\rR\x03pid\x12\x1c\n" +
+	"\tephemeral\x18\x10 \x01(\bR\tephemeral\x12\x1b\n" +
+	"\tclaim_key\x18\x11 \x01(\fR\bclaimKey\x12#\n" +
+	"\rclaim_request\x18\x12 \x01(\fR\fclaimRequest\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"F\n" +
@@ -1126,7 +1170,7 @@ const file_hearth_v1_types_proto_rawDesc = "" +
 	"\x05ports\x18\x02 \x03(\v2\x14.hearth.v1.PortRangeR\x05ports\"5\n" +
 	"\tPortRange\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\rR\x05first\x12\x12\n" +
-	"\x04last\x18\x02 \x01(\rR\x04last\"\xd5\x01\n" +
+	"\x04last\x18\x02 \x01(\rR\x04last\"\xed\x01\n" +
 	"\bSnapshot\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\x12\x14\n" +
@@ -1134,7 +1178,8 @@ const file_hearth_v1_types_proto_rawDesc = "" +
 	"\x06parent\x18\x04 \x01(\tR\x06parent\x129\n" +
 	"\n" +
 	"created_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12.\n" +
-	"\x05stats\x18\x06 \x01(\v2\x18.hearth.v1.SnapshotStatsR\x05stats\"\xbc\x01\n" +
+	"\x05stats\x18\x06 \x01(\v2\x18.hearth.v1.SnapshotStatsR\x05stats\x12\x16\n" +
+	"\x06tenant\x18\a \x01(\tR\x06tenant\"\xbc\x01\n" +
 	"\rSnapshotStats\x12\x14\n" +
 	"\x05files\x18\x01 \x01(\x04R\x05files\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x1b\n" +
@@ -1159,7 +1204,7 @@ const file_hearth_v1_types_proto_rawDesc = "" +
 	"\vErrorDetail\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\afeature\x18\x02 \x01(\tR\afeature\x12\x14\n" +
-	"\x05needs\x18\x03 \x01(\tR\x05needs*\x94\x01\n" +
+	"\x05needs\x18\x03 \x01(\tR\x05needs*\xa6\x01\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0ePHASE_CLAIMING\x10\x01\x12\x11\n" +
@@ -1167,7 +1212,8 @@ const file_hearth_v1_types_proto_rawDesc = "" +
 	"\fPHASE_PAUSED\x10\x03\x12\x15\n" +
 	"\x11PHASE_QUARANTINED\x10\x04\x12\x12\n" +
 	"\x0ePHASE_RELEASED\x10\x05\x12\x10\n" +
-	"\fPHASE_FAILED\x10\x06B\x1fZ\x1dhearth/api/hearth/v1;hearthv1b\x06proto3"
+	"\fPHASE_FAILED\x10\x06\x12\x10\n" +
+	"\fPHASE_FENCED\x10\aB\x1fZ\x1dhearth/api/hearth/v1;hearthv1b\x06proto3"
 
 var (
 	file_hearth_v1_types_proto_rawDescOnce sync.Once

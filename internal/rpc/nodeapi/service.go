@@ -31,6 +31,7 @@ type Info struct {
 
 // Service implements NodeService.
 type Service struct {
+	hearthv1connect.UnimplementedNodeServiceHandler // until every method works
 	info       Info
 	node       *warm.Node
 	snapshots  snapshots

@@ -66,6 +66,15 @@ const (
 	// NodeServiceUnsafeOpenIslandProcedure is the fully-qualified name of the NodeService's
 	// UnsafeOpenIsland RPC.
 	NodeServiceUnsafeOpenIslandProcedure = "/hearth.v1.NodeService/UnsafeOpenIsland"
+	// NodeServiceSetClassesProcedure is the fully-qualified name of the NodeService's SetClasses RPC.
+	NodeServiceSetClassesProcedure = "/hearth.v1.NodeService/SetClasses"
+	// NodeServiceSetBudgetProcedure is the fully-qualified name of the NodeService's SetBudget RPC.
+	NodeServiceSetBudgetProcedure = "/hearth.v1.NodeService/SetBudget"
+	// NodeServiceFetchSnapshotProcedure is the fully-qualified name of the NodeService's FetchSnapshot
+	// RPC.
+	NodeServiceFetchSnapshotProcedure = "/hearth.v1.NodeService/FetchSnapshot"
+	// NodeServiceHandOverProcedure is the fully-qualified name of the NodeService's HandOver RPC.
+	NodeServiceHandOverProcedure = "/hearth.v1.NodeService/HandOver"
 	// NodeServiceDetectionsProcedure is the fully-qualified name of the NodeService's Detections RPC.
 	NodeServiceDetectionsProcedure = "/hearth.v1.NodeService/Detections"
 )
@@ -95,6 +104,19 @@ type NodeServiceClient interface {
 	// its policy, so that a test can show that a refused destination would have
 	// answered. Refused unless network.unsafeOpenSwitch is set, and over TCP.
 	UnsafeOpenIsland(context.Context, *v1.UnsafeOpenIslandRequest) (*v1.UnsafeOpenIslandResponse, error)
+	// SetClasses replaces the node's classes. Pools roll to the new revisions;
+	// environments keep the class they were made from. Controllers only.
+	SetClasses(context.Context, *v1.SetClassesRequest) (*v1.SetClassesResponse, error)
+	// SetBudget bounds what all environments of the node may use together. It
+	// never ends anything: a budget below what is in use stops new claims.
+	SetBudget(context.Context, *v1.SetBudgetRequest) (*v1.SetBudgetResponse, error)
+	// FetchSnapshot streams a snapshot and all that it borrows to the node that it
+	// was granted to (see NodeSnapshotRequest.fetch_by). Nodes only.
+	FetchSnapshot(context.Context, *v1.FetchSnapshotRequest) (*connect.ServerStreamForClient[v1.FetchSnapshotResponse], error)
+	// HandOver asks the agent to let go of its state for a newer one on the same
+	// node, which then takes the lock. It goes on answering names and the streams
+	// that are open. Refused over TCP.
+	HandOver(context.Context, *v1.HandOverRequest) (*v1.HandOverResponse, error)
 	// Detections returns recent ones, the newest last, and goes on with follow.
 	Detections(context.Context, *v1.DetectionsRequest) (*connect.ServerStreamForClient[v1.DetectionsResponse], error)
 }
@@ -194,6 +216,30 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("UnsafeOpenIsland")),
 			connect.WithClientOptions(opts...),
 		),
+		setClasses: connect.NewClient[v1.SetClassesRequest, v1.SetClassesResponse](
+			httpClient,
+			baseURL+NodeServiceSetClassesProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("SetClasses")),
+			connect.WithClientOptions(opts...),
+		),
+		setBudget: connect.NewClient[v1.SetBudgetRequest, v1.SetBudgetResponse](
+			httpClient,
+			baseURL+NodeServiceSetBudgetProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("SetBudget")),
+			connect.WithClientOptions(opts...),
+		),
+		fetchSnapshot: connect.NewClient[v1.FetchSnapshotRequest, v1.FetchSnapshotResponse](
+			httpClient,
+			baseURL+NodeServiceFetchSnapshotProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("FetchSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
+		handOver: connect.NewClient[v1.HandOverRequest, v1.HandOverResponse](
+			httpClient,
+			baseURL+NodeServiceHandOverProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("HandOver")),
+			connect.WithClientOptions(opts...),
+		),
 		detections: connect.NewClient[v1.DetectionsRequest, v1.DetectionsResponse](
 			httpClient,
 			baseURL+NodeServiceDetectionsProcedure,
@@ -219,6 +265,10 @@ type nodeServiceClient struct {
 	inspect          *connect.Client[v1.InspectRequest, v1.InspectResponse]
 	flows            *connect.Client[v1.FlowsRequest, v1.FlowsResponse]
 	unsafeOpenIsland *connect.Client[v1.UnsafeOpenIslandRequest, v1.UnsafeOpenIslandResponse]
+	setClasses       *connect.Client[v1.SetClassesRequest, v1.SetClassesResponse]
+	setBudget        *connect.Client[v1.SetBudgetRequest, v1.SetBudgetResponse]
+	fetchSnapshot    *connect.Client[v1.FetchSnapshotRequest, v1.FetchSnapshotResponse]
+	handOver         *connect.Client[v1.HandOverRequest, v1.HandOverResponse]
 	detections       *connect.Client[v1.DetectionsRequest, v1.DetectionsResponse]
 }
 
@@ -348,6 +398,38 @@ func (c *nodeServiceClient) UnsafeOpenIsland(ctx context.Context, req *v1.Unsafe
 	return nil, err
 }
 
+// SetClasses calls hearth.v1.NodeService.SetClasses.
+func (c *nodeServiceClient) SetClasses(ctx context.Context, req *v1.SetClassesRequest) (*v1.SetClassesResponse, error) {
+	response, err := c.setClasses.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// SetBudget calls hearth.v1.NodeService.SetBudget.
+func (c *nodeServiceClient) SetBudget(ctx context.Context, req *v1.SetBudgetRequest) (*v1.SetBudgetResponse, error) {
+	response, err := c.setBudget.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// FetchSnapshot calls hearth.v1.NodeService.FetchSnapshot.
+func (c *nodeServiceClient) FetchSnapshot(ctx context.Context, req *v1.FetchSnapshotRequest) (*connect.ServerStreamForClient[v1.FetchSnapshotResponse], error) {
+	return c.fetchSnapshot.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// HandOver calls hearth.v1.NodeService.HandOver.
+func (c *nodeServiceClient) HandOver(ctx context.Context, req *v1.HandOverRequest) (*v1.HandOverResponse, error) {
+	response, err := c.handOver.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Detections calls hearth.v1.NodeService.Detections.
 func (c *nodeServiceClient) Detections(ctx context.Context, req *v1.DetectionsRequest) (*connect.ServerStreamForClient[v1.DetectionsResponse], error) {
 	return c.detections.CallServerStream(ctx, connect.NewRequest(req))
@@ -378,6 +460,19 @@ type NodeServiceHandler interface {
 	// its policy, so that a test can show that a refused destination would have
 	// answered. Refused unless network.unsafeOpenSwitch is set, and over TCP.
 	UnsafeOpenIsland(context.Context, *v1.UnsafeOpenIslandRequest) (*v1.UnsafeOpenIslandResponse, error)
+	// SetClasses replaces the node's classes. Pools roll to the new revisions;
+	// environments keep the class they were made from. Controllers only.
+	SetClasses(context.Context, *v1.SetClassesRequest) (*v1.SetClassesResponse, error)
+	// SetBudget bounds what all environments of the node may use together. It
+	// never ends anything: a budget below what is in use stops new claims.
+	SetBudget(context.Context, *v1.SetBudgetRequest) (*v1.SetBudgetResponse, error)
+	// FetchSnapshot streams a snapshot and all that it borrows to the node that it
+	// was granted to (see NodeSnapshotRequest.fetch_by). Nodes only.
+	FetchSnapshot(context.Context, *v1.FetchSnapshotRequest, *connect.ServerStream[v1.FetchSnapshotResponse]) error
+	// HandOver asks the agent to let go of its state for a newer one on the same
+	// node, which then takes the lock. It goes on answering names and the streams
+	// that are open. Refused over TCP.
+	HandOver(context.Context, *v1.HandOverRequest) (*v1.HandOverResponse, error)
 	// Detections returns recent ones, the newest last, and goes on with follow.
 	Detections(context.Context, *v1.DetectionsRequest, *connect.ServerStream[v1.DetectionsResponse]) error
 }
@@ -473,6 +568,30 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("UnsafeOpenIsland")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceSetClassesHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceSetClassesProcedure,
+		svc.SetClasses,
+		connect.WithSchema(nodeServiceMethods.ByName("SetClasses")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceSetBudgetHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceSetBudgetProcedure,
+		svc.SetBudget,
+		connect.WithSchema(nodeServiceMethods.ByName("SetBudget")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceFetchSnapshotHandler := connect.NewServerStreamHandlerSimple(
+		NodeServiceFetchSnapshotProcedure,
+		svc.FetchSnapshot,
+		connect.WithSchema(nodeServiceMethods.ByName("FetchSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceHandOverHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceHandOverProcedure,
+		svc.HandOver,
+		connect.WithSchema(nodeServiceMethods.ByName("HandOver")),
+		connect.WithHandlerOptions(opts...),
+	)
 	nodeServiceDetectionsHandler := connect.NewServerStreamHandlerSimple(
 		NodeServiceDetectionsProcedure,
 		svc.Detections,
@@ -509,6 +628,14 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceFlowsHandler.ServeHTTP(w, r)
 		case NodeServiceUnsafeOpenIslandProcedure:
 			nodeServiceUnsafeOpenIslandHandler.ServeHTTP(w, r)
+		case NodeServiceSetClassesProcedure:
+			nodeServiceSetClassesHandler.ServeHTTP(w, r)
+		case NodeServiceSetBudgetProcedure:
+			nodeServiceSetBudgetHandler.ServeHTTP(w, r)
+		case NodeServiceFetchSnapshotProcedure:
+			nodeServiceFetchSnapshotHandler.ServeHTTP(w, r)
+		case NodeServiceHandOverProcedure:
+			nodeServiceHandOverHandler.ServeHTTP(w, r)
 		case NodeServiceDetectionsProcedure:
 			nodeServiceDetectionsHandler.ServeHTTP(w, r)
 		default:
@@ -574,6 +701,22 @@ func (UnimplementedNodeServiceHandler) Flows(context.Context, *v1.FlowsRequest) 
 
 func (UnimplementedNodeServiceHandler) UnsafeOpenIsland(context.Context, *v1.UnsafeOpenIslandRequest) (*v1.UnsafeOpenIslandResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hearth.v1.NodeService.UnsafeOpenIsland is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) SetClasses(context.Context, *v1.SetClassesRequest) (*v1.SetClassesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hearth.v1.NodeService.SetClasses is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) SetBudget(context.Context, *v1.SetBudgetRequest) (*v1.SetBudgetResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hearth.v1.NodeService.SetBudget is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) FetchSnapshot(context.Context, *v1.FetchSnapshotRequest, *connect.ServerStream[v1.FetchSnapshotResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("hearth.v1.NodeService.FetchSnapshot is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) HandOver(context.Context, *v1.HandOverRequest) (*v1.HandOverResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hearth.v1.NodeService.HandOver is not implemented"))
 }
 
 func (UnimplementedNodeServiceHandler) Detections(context.Context, *v1.DetectionsRequest, *connect.ServerStream[v1.DetectionsResponse]) error {
