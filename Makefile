@@ -44,7 +44,7 @@ export HEARTH_IMAGE := $(IMAGE)
 help: ## list the targets
 	@echo 'usage: make TARGET'
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z][a-z-]*:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
+	  /^[a-z][a-z0-9-]*:.*## / { printf "  %-16s %s\n", $$1, $$2 }' Makefile
 
 ##@ Build
 
@@ -140,6 +140,22 @@ $(IMAGE): $(wildcard tools/mkimage/*.go) | deps-debian
 	@mkdir -p $(@D)
 	@$(TOOL) ./mkimage -busybox /bin/busybox -o $@
 
+# Each archive has its image under two names: the version, and devel, which is
+# what deploy/ names until an overlay says otherwise.
+IMAGES      := $(CURDIR)/.image
+IMAGE_NAMES  = -ref docker.io/hearth/$(1):$(VERSION) -ref docker.io/hearth/$(1):devel -version $(VERSION)
+
+.PHONY: images
+images: $(IMAGE) ## make the images of agent, controller and hold pods as OCI archives in .image/, without a container engine
+	@mkdir -p $(IMAGES)/bin
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w $(LDFLAGS)' -o $(IMAGES)/bin/ ./cmd/nodeagent ./cmd/controller ./cmd/envinit
+	@CGO_ENABLED=0 $(GO) -C tools build -trimpath -ldflags '-s -w' -o $(IMAGES)/bin/ ./pause ./mkimage
+	@$(IMAGES)/bin/mkimage $(call IMAGE_NAMES,nodeagent) -file $(IMAGES)/bin/nodeagent=/usr/bin/nodeagent -file $(IMAGES)/bin/envinit=/usr/bin/envinit \
+	  -entrypoint /usr/bin/nodeagent -o $(IMAGES)/nodeagent.tar
+	@$(IMAGES)/bin/mkimage $(call IMAGE_NAMES,controller) -file $(IMAGES)/bin/controller=/usr/bin/controller -user 65532:65532 \
+	  -entrypoint /usr/bin/controller -o $(IMAGES)/controller.tar
+	@$(IMAGES)/bin/mkimage $(call IMAGE_NAMES,pause) -file $(IMAGES)/bin/pause=/pause -user 65532:65532 -entrypoint /pause -o $(IMAGES)/pause.tar
+
 .PHONY: generate
 generate: deps-verify ## regenerate API code, eBPF objects, CRDs and reference docs
 	@$(GO) generate ./...
@@ -154,10 +170,12 @@ tidy: ## tidy every module
 
 ##@ Test
 
+# Tools are tested anew each time: the cache does not see the files beyond their
+# module that deploycheck reads.
 .PHONY: test-unit
 test-unit: ## unit tests with -race; no root, under a minute after the build
 	@$(GO) test -race -skip '^Test(Kernel|Node)' ./...
-	@$(GO) -C tools test ./...
+	@$(GO) -C tools test -count=1 ./...
 	@$(GO) -C test/vm test -skip '^TestKernel' ./...
 
 .PHONY: test
@@ -168,9 +186,53 @@ test: need-root deps build image ## as root: unit, kernel and node tests with -r
 need-root:
 	@[ "$$(id -u)" = 0 ] || { echo "make $(or $(firstword $(MAKECMDGOALS)),test) works on the real kernel and containerd and needs root; without root run: make test-unit" >&2; exit 1; }
 
+.PHONY: test-kube
+test-kube: cluster-binaries ## against a real API server and etcd, no cluster: store, leadership, classes, hold pods, tokens
+	@HEARTH_CLUSTER_BIN=$(CLUSTER) $(GO) test -race -tags e2e -count 1 -timeout 15m ./internal/kube/...
+	@HEARTH_CLUSTER_BIN=$(CLUSTER) $(GO) test -race -tags e2e -count 1 -timeout 10m -run '^Test(RealTokens|ARestartedPod|KnownCallers)' ./cmd/controller
+
+.PHONY: test-cluster
+test-cluster: need-root deps cluster-binaries image ## bring the test cluster up, check what the e2e tests build on, take it down
+	@$(GO) test -tags e2e -count 1 -timeout 10m -run '^TestCluster' -v ./test/cluster
+
 .PHONY: test-vm
 test-vm: need-root deps-vm ## kernel tests in a VM: Linux 6.1, pure cgroup v2, BPF LSM
 	@test/vm/run.sh
+
+# The monitoring that alerts are tested with, as Debian has it; nothing of it is
+# installed, so that no service of it starts.
+MONITORING := $(RUNTIME)/monitoring
+
+.PHONY: monitoring
+monitoring: need-root
+	@tools/debian-unpack.sh $(MONITORING) prometheus prometheus-alertmanager
+
+.PHONY: test-kube
+test-kube: cluster-binaries ## state, leadership, classes, hold pods and identity against a real API server, without a cluster
+	@HEARTH_CLUSTER_BIN=$(abspath $(CLUSTER)) $(GO) test -race -tags e2e -count 1 -timeout 15m ./internal/kube/... ./cmd/controller
+
+.PHONY: test-deploy
+test-deploy: ## render every base of deploy/ and hold rights, host paths and privileges against docs/security.md
+	@$(GO) -C tools test -count=1 ./deploycheck
+
+.PHONY: test-alerts
+test-alerts: monitoring ## alerts, scrape configuration and dashboard against a real promtool
+	@$(GO) run ./test/monitoring/promcheck -promtool $(MONITORING)/usr/bin/promtool
+
+.PHONY: e2e-programs
+e2e-programs: deps cluster-binaries monitoring build images demo-programs
+	@$(GO) build -trimpath -o $(RUNTIME)/ ./test/e2e
+
+# JOURNEYS='detect drain' goes through those and install only; KEEP=1 leaves the
+# cluster running, for `.bin/e2e again JOURNEY…` and `.bin/e2e down`.
+JOURNEYS ?=
+
+.PHONY: test-e2e e2e-down
+test-e2e: need-root e2e-programs ## on a real Kubernetes cluster: install, every journey, uninstall; JOURNEYS=… and KEEP=1
+	@$(RUNTIME)/e2e run $(JOURNEYS)
+
+e2e-down: need-root ## end a cluster that KEEP=1 left running
+	@if [ -x $(RUNTIME)/e2e ]; then $(RUNTIME)/e2e down; else echo 'e2e: none was started from this tree'; fi
 
 .PHONY: verify
 verify: deps-verify ## generate, format, tidy, lint and docs in a copy of the tree; fails on a difference and names the fix
@@ -221,6 +283,10 @@ bench-detect: ## benchmark detection: engine, flow reassembly, rules
 
 bench-exec: need-root ## benchmark a process in an environment, from the host to its end
 	@$(GO) test -run '^$$' -bench '^BenchmarkExec$$' ./internal/guest | $(BENCH_LINES)
+
+.PHONY: bench-kube
+bench-kube: need-root e2e-programs ## benchmark claims on Kubernetes beside plain pods; prints only benchmark lines
+	@$(RUNTIME)/e2e bench | $(BENCH_LINES)
 
 .PHONY: clean
 clean: ## remove what was built here (keeps Go's caches)

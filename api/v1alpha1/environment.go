@@ -128,6 +128,21 @@ type Placement struct {
 	// +listType=atomic
 	// +optional
 	Stale []StalePlacement `json:"stale,omitempty"`
+
+	// next is where the environment is on its way to. Its generation stays when
+	// nothing came of that: no other placement has it.
+	// +optional
+	Next *NextPlacement `json:"next,omitempty"`
+}
+
+// NextPlacement is what a move is about to make the placement.
+type NextPlacement struct {
+	// nodeName is empty while the environment does not move.
+	// +kubebuilder:validation:MaxLength=253
+	// +optional
+	NodeName string `json:"nodeName,omitempty"`
+	// +kubebuilder:validation:Minimum=0
+	Generation int64 `json:"generation"`
 }
 
 // StalePlacement is a placement that must be released.

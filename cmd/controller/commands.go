@@ -94,6 +94,9 @@ func (c *cli) load() (config.Controller, error) {
 	if err != nil {
 		return config.Controller{}, err
 	}
+	host.Pod = config.Pod{
+		Namespace: c.env.getenv("POD_NAMESPACE"), Name: c.env.getenv("POD_NAME"), UID: c.env.getenv("POD_UID"), IP: c.env.getenv("POD_IP"),
+	}
 	path := c.configPath
 	if path == "" {
 		if _, err := os.Stat(defaultConfig); errors.Is(err, fs.ErrNotExist) {
@@ -117,7 +120,10 @@ func (c *cli) runCommand() *cobra.Command {
 At its first start the controller makes in its state directory: its authority
 (ca.pem for callers and ca.key), an administrator's API key (admin.key), and a
 token by which agents join (join-token). SIGTERM ends it in order; environments
-go on, and so do claims when it is started again.`,
+go on, and so do claims when it is started again.
+
+With "kubernetes" in its configuration it keeps its state in the cluster's objects
+instead, and of several replicas one serves while the others stand by.`,
 		Example: "  controller run --config /etc/hearth/controller.yaml",
 		Args:    usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {

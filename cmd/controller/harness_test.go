@@ -50,6 +50,12 @@ type control struct {
 // startControl starts a controller on dir. It stops at the test's end, or by stop.
 func startControl(t testing.TB, dir, addr string, cfg fleet.Config, fault durable.Fault) *control {
 	t.Helper()
+	return startControlIn(t, cluster{}, dir, addr, cfg, fault)
+}
+
+// startControlIn is startControl for a controller in a cluster.
+func startControlIn(t testing.TB, in cluster, dir, addr string, cfg fleet.Config, fault durable.Fault) *control {
+	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	d, err := durable.OpenDir(dir, nil)
 	ok(t, err)
@@ -62,10 +68,11 @@ func startControl(t testing.TB, dir, addr string, cfg fleet.Config, fault durabl
 	source, err := pki.NewSource(creds)
 	ok(t, err)
 	reg := prometheus.NewRegistry()
-	f, err := fleet.New(log, store, dialer(testInstance, source), cfg, fleet.NewMetrics(reg))
+	var f *fleet.Fleet
+	f, err = fleet.New(log, store, dialer(testInstance, source, func() uint64 { return f.Epoch() }), cfg, fleet.NewMetrics(reg))
 	ok(t, err)
 	none := func(string) (fleet.Principal, bool) { return fleet.Principal{}, false }
-	server := rpc.NewServer(log, apiHandler(log, rpc.NewMetrics(reg), f, ca, none))
+	server := rpc.NewServer(log, apiHandler(log, rpc.NewMetrics(reg), f, ca, none, in))
 	l, err := rpc.ListenTLS(addr, source)
 	ok(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -139,6 +146,7 @@ type fakeNode struct {
 	halfFork bool          // refuse a fork after its first child, which stays
 	link     *agentlink.Link
 	stop     func()
+	moves    moves // see drain_test.go
 }
 
 // startNode joins an agent to c and waits until it can be given claims.
@@ -167,7 +175,7 @@ func serveNode(t testing.TB, n *fakeNode, dir *durable.Dir, addr, token string) 
 	ok(t, err)
 	n.link, err = agentlink.New(log, agentlink.Config{
 		Instance: testInstance, Node: n.name, Advertise: plain.Addr().String(), Hosts: []string{"127.0.0.1"},
-		Controller: addr, JoinToken: func() (string, error) { return token, nil },
+		Finder: agentlink.Static(addr), Token: func() (string, error) { return token, nil },
 	}, dir, n)
 	ok(t, err)
 	source, err := n.link.Join(t.Context())
@@ -216,6 +224,7 @@ func (n *fakeNode) Claim(ctx context.Context, r *hearthv1.NodeClaimRequest) (*he
 	if refuse != nil {
 		return nil, refuse
 	}
+	n.moves.tell("Claim", "before")
 	if slow > 0 {
 		time.Sleep(slow) // and then it claims, whether or not the caller is still there
 	}
@@ -232,6 +241,8 @@ func (n *fakeNode) Claim(ctx context.Context, r *hearthv1.NodeClaimRequest) (*he
 	}
 	n.claims[r.GetIdempotencyKey()] = resp
 	n.envs[r.GetEnvironment()] = resp.Environment
+	n.moves.claimed(n.name, r)
+	n.moves.tell("Claim", "after")
 	return resp, n.maybeCut()
 }
 
@@ -299,7 +310,10 @@ func (n *fakeNode) Release(_ context.Context, r *hearthv1.NodeReleaseRequest) (*
 	if g := r.GetGeneration(); g != 0 && g < e.GetGeneration() {
 		return nil, fmt.Errorf("%w: generation %d", env.ErrFenced, e.GetGeneration())
 	}
+	n.moves.tell("Release", "before")
 	delete(n.envs, r.GetEnvironment())
+	n.moves.runs(n.name, r.GetEnvironment(), false)
+	n.moves.tell("Release", "after")
 	return &hearthv1.NodeReleaseResponse{}, nil
 }
 

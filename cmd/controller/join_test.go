@@ -27,7 +27,7 @@ func link(t *testing.T, c *control, node, token string) *agentlink.Link {
 	t.Cleanup(func() { _ = dir.Close() })
 	l, err := agentlink.New(slog.New(slog.DiscardHandler), agentlink.Config{
 		Instance: testInstance, Node: node, Advertise: "127.0.0.1:1", Hosts: []string{"127.0.0.1"},
-		Controller: c.addr, JoinToken: func() (string, error) { return token, nil },
+		Finder: agentlink.Static(c.addr), Token: func() (string, error) { return token, nil },
 	}, dir, &fakeNode{name: node})
 	ok(t, err)
 	return l
@@ -172,8 +172,8 @@ func TestAnAgentRestartsWithoutItsController(t *testing.T) {
 	defer dir.Close()
 	asked := 0
 	text := c.token(t, time.Hour).Text()
-	cfg := agentlink.Config{Instance: testInstance, Node: "n1", Advertise: "127.0.0.1:1", Controller: c.addr,
-		JoinToken: func() (string, error) { asked++; return text, nil }}
+	cfg := agentlink.Config{Instance: testInstance, Node: "n1", Advertise: "127.0.0.1:1", Finder: agentlink.Static(c.addr),
+		Token: func() (string, error) { asked++; return text, nil }}
 	l, err := agentlink.New(slog.New(slog.DiscardHandler), cfg, dir, &fakeNode{})
 	ok(t, err)
 	_, err = l.Join(t.Context())
@@ -202,7 +202,7 @@ func TestAnAgentRefusesALowerEpoch(t *testing.T) {
 	text := c.token(t, time.Hour).Text()
 	var logged strings.Builder
 	l, err := agentlink.New(slog.New(slog.NewTextHandler(&logged, nil)), agentlink.Config{Instance: testInstance, Node: "n1", Advertise: "127.0.0.1:1",
-		Controller: c.addr, JoinToken: func() (string, error) { return text, nil }}, dir, nodeWithNothing{})
+		Finder: agentlink.Static(c.addr), Token: func() (string, error) { return text, nil }}, dir, nodeWithNothing{})
 	ok(t, err)
 	s, err := l.Join(t.Context())
 	ok(t, err)

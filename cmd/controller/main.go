@@ -21,11 +21,12 @@ var version = "devel"
 // real thing.
 type environment struct {
 	stdout, stderr io.Writer
+	getenv         func(string) string
 }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	code := run(ctx, os.Args[1:], environment{os.Stdout, os.Stderr})
+	code := run(ctx, os.Args[1:], environment{os.Stdout, os.Stderr, os.Getenv})
 	stop()
 	os.Exit(code)
 }

@@ -72,7 +72,7 @@ func (p *program) start() {
 	var ctx context.Context
 	ctx, p.stop = context.WithCancel(context.Background())
 	p.code = make(chan int, 1)
-	go func() { p.code <- run(ctx, []string{"run", "--config", p.config}, environment{&p.log, &p.log}) }()
+	go func() { p.code <- run(ctx, []string{"run", "--config", p.config}, environment{&p.log, &p.log, noEnv}) }()
 	p.t.Cleanup(p.stop)
 	p.waitReady()
 }
@@ -108,7 +108,7 @@ func (p *program) end() {
 // command runs another command of the program beside the running one.
 func (p *program) command(args ...string) (code int, stdout, stderr string) {
 	var out, errs output
-	code = run(context.Background(), append(args, "--config", p.config), environment{&out, &errs})
+	code = run(context.Background(), append(args, "--config", p.config), environment{&out, &errs, noEnv})
 	return code, out.String(), errs.String()
 }
 
@@ -225,7 +225,7 @@ func TestWrongCommandLinesAndFilesAreNamed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out output
-			code := run(t.Context(), tc.args, environment{&out, &out})
+			code := run(t.Context(), tc.args, environment{&out, &out, noEnv})
 			if code != tc.code || !strings.Contains(out.String(), tc.says) {
 				t.Errorf("exit code %d, want %d: %s", code, tc.code, out.String())
 			}
@@ -234,7 +234,7 @@ func TestWrongCommandLinesAndFilesAreNamed(t *testing.T) {
 	bad := filepath.Join(p.dir, "bad.yaml")
 	ok(t, os.WriteFile(bad, []byte("instance: test\nstatedir: /x\n"), 0o600))
 	var out output
-	if code := run(t.Context(), []string{"run", "--config", bad}, environment{&out, &out}); code != exitUsage || !strings.Contains(out.String(), "statedir") {
+	if code := run(t.Context(), []string{"run", "--config", bad}, environment{&out, &out, noEnv}); code != exitUsage || !strings.Contains(out.String(), "statedir") {
 		t.Errorf("an unknown key: %d: %s", code, out.String())
 	}
 }
@@ -246,8 +246,11 @@ func TestAPortInUseEndsTheProgramWithItsName(t *testing.T) {
 	defer l.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	code := run(ctx, []string{"run", "--config", p.config}, environment{&p.log, &p.log})
+	code := run(ctx, []string{"run", "--config", p.config}, environment{&p.log, &p.log, noEnv})
 	if code != exitFailed || !strings.Contains(p.log.String(), "start api") || !strings.Contains(p.log.String(), p.api) {
 		t.Errorf("exit code %d; log:\n%s", code, p.log.String())
 	}
 }
+
+// noEnv is an environment without variables.
+func noEnv(string) string { return "" }

@@ -81,6 +81,6 @@ for errors of their own and 128+n for signal n.`,
 			root.AddCommand(c)
 		}
 	}
-	root.AddCommand(a.versionCommand())
+	root.AddCommand(a.uninstallCommand(), a.versionCommand())
 	return root
 }

@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
+	"path/filepath"
 
 	"hearth/internal/cgroups"
 	"hearth/internal/ctrd"
@@ -14,6 +16,8 @@ import (
 	"hearth/internal/env"
 	"hearth/internal/guest"
 	"hearth/internal/netpol"
+	"hearth/internal/rpc/nodeapi"
+	"hearth/internal/rpc/pki"
 	"hearth/internal/snapshot"
 	"hearth/internal/warm"
 )
@@ -60,7 +64,7 @@ func (a runtimeAdapter) Create(ctx context.Context, c warm.Container) (int, erro
 		Slot: c.Slot, Image: img, Class: *c.Class, IDs: c.IDs, UserNS: c.UserNS, NetNS: c.NetNS,
 		CgroupsPath: c.Cgroup, InitPath: a.initPath, Hostname: string(c.Slot)[:16],
 		Mounts: []ctrd.Mount{{Source: c.Workspace, Target: "/workspace"}},
-		Labels: map[string]string{"hearth.run/class": c.Class.Name},
+		Labels: map[string]string{"hearth.run/class": c.Class.Name, labelInit: filepath.Base(a.initPath)},
 	})
 }
 
@@ -181,7 +185,22 @@ func (a detectorAdapter) Bind(slot env.SlotID, netID env.NetID, cgroup uint64, c
 	})
 }
 
-type snapshotsAdapter struct{ store *snapshot.Store }
+type snapshotsAdapter struct {
+	store   *snapshot.Store
+	fetcher *nodeapi.Fetcher
+	metrics *ownMetrics
+}
+
+// snapshots is the adapter of the agent's store. Fetching waits for nothing: by
+// the time that anybody claims, the agent serves and has a certificate.
+func (a *agent) snapshots() snapshotsAdapter {
+	return snapshotsAdapter{a.store, nodeapi.NewFetcher(a.cfg.Instance, a.cfg.Node, func() *pki.Source {
+		if a.api == nil || a.api.front == nil {
+			return nil
+		}
+		return a.api.front.source.Load()
+	}), a.metrics}
+}
 
 // Names of an environment's trees in every snapshot.
 const (
@@ -196,16 +215,29 @@ const labelClass = "class"
 // tmpfs on /run/hearth is no part of the upper layer anyway.
 var identityFiles = []string{"etc/hostname", "etc/machine-id"}
 
-func (a snapshotsAdapter) Capture(ctx context.Context, id env.ID, class, base string, files warm.Files, f warm.Freezer) (env.Snapshot, error) {
+func (a snapshotsAdapter) Capture(ctx context.Context, id env.ID, tenant, class, base string, files warm.Files, f warm.Freezer) (env.Snapshot, error) {
 	info, err := a.store.Capture(ctx, snapshot.Source{
-		Lineage: snapshot.Lineage(id), IDs: files.IDs, Base: base,
+		Lineage: snapshot.Lineage(id), Tenant: tenant, IDs: files.IDs, Base: base,
 		Labels: map[string]string{labelClass: class},
 		Roots: []snapshot.Root{
 			{Name: rootUpper, Path: files.Upper, Exclude: identityFiles},
 			{Name: rootWorkspace, Path: files.Workspace},
 		},
 	}, f)
-	return snapshotOf(info), err
+	s := snapshotOf(info)
+	a.metrics.taken(s, err)
+	return s, err
+}
+
+func (a snapshotsAdapter) Fetch(ctx context.Context, id env.SnapshotID, tenant string, from warm.FetchFrom) error {
+	return a.fetcher.Fetch(ctx, id, from.Node, from.Address, func(r io.Reader) error {
+		_, err := a.store.Import(ctx, snapshot.ID(id), tenant, r)
+		return err
+	})
+}
+
+func (a snapshotsAdapter) Export(ctx context.Context, id env.SnapshotID, w io.Writer) error {
+	return a.store.Export(ctx, snapshot.ID(id), w)
 }
 
 func (a snapshotsAdapter) Restore(ctx context.Context, id env.SnapshotID, files warm.Files) error {
@@ -215,8 +247,8 @@ func (a snapshotsAdapter) Restore(ctx context.Context, id env.SnapshotID, files 
 	return err
 }
 
-func (a snapshotsAdapter) Fork(ctx context.Context, id env.SnapshotID, child env.ID) error {
-	_, err := a.store.Fork(ctx, snapshot.ID(id), snapshot.Lineage(child))
+func (a snapshotsAdapter) Fork(ctx context.Context, id env.SnapshotID, child env.ID, tenant string) error {
+	_, err := a.store.Fork(ctx, snapshot.ID(id), snapshot.Lineage(child), tenant)
 	return err
 }
 
@@ -240,6 +272,9 @@ func (a snapshotsAdapter) List(lineage env.ID) ([]env.Snapshot, error) {
 	var out []env.Snapshot
 	for _, l := range lineages {
 		infos, err := a.store.List(l)
+		if errors.Is(err, env.ErrNotFound) && lineage == "" {
+			continue // deleted meanwhile
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -253,7 +288,7 @@ func (a snapshotsAdapter) List(lineage env.ID) ([]env.Snapshot, error) {
 func snapshotOf(i snapshot.Info) env.Snapshot {
 	return env.Snapshot{
 		ID: env.SnapshotID(i.ID), Parent: env.SnapshotID(i.Parent), Lineage: env.ID(i.Lineage),
-		Class: i.Labels[labelClass], Base: i.Base, Time: i.Time,
+		Tenant: i.Tenant, Class: i.Labels[labelClass], Base: i.Base, Time: i.Time,
 		Stats: env.SnapshotStats{
 			Files: uint64(i.Files), Bytes: uint64(i.Bytes), NewBytes: uint64(i.NewBytes),
 			Freeze: i.FreezeTime, Took: i.Took, Redone: uint64(i.Redone),

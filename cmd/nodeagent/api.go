@@ -6,11 +6,16 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
 	"time"
 
 	"hearth/api/hearth/v1/hearthv1connect"
 	"hearth/internal/durable"
 	"hearth/internal/lifecycle"
+	"hearth/internal/netpol"
 	"hearth/internal/obs"
 	"hearth/internal/rpc"
 	"hearth/internal/rpc/nodeapi"
@@ -25,20 +30,20 @@ type api struct {
 	front   *front
 }
 
-func openAPI(a *agent, boot string, state *durable.Dir) (*api, error) {
+func openAPI(a *agent, boot string, state *durable.Dir, e environment) (*api, error) {
 	metrics := rpc.NewMetrics(a.registry)
 	out := &api{}
 	out.service = nodeapi.New(nodeapi.Info{
 		Node: a.cfg.Node, Instance: a.cfg.Instance, BootID: boot, Version: version,
 		GuestAddress: a.cfg.API.Advertise, CAPEM: func() []byte { return out.front.capem() },
-	}, a.node, snapshotsAdapter{a.store}, a.islands, a.engine)
+	}, a.node, a.snapshots(), a.islands, a.engine, commands{a.orders, a})
 
 	mux := http.NewServeMux()
-	mux.Handle(hearthv1connect.NewNodeServiceHandler(out.service, rpc.HandlerOptions(a.log, metrics)...))
+	mux.Handle(hearthv1connect.NewNodeServiceHandler(out.service, rpc.HandlerOptions(a.log, metrics, a.going.gate)...))
 	handleProfiles(mux)
-	out.local = rpc.NewServer(a.log, mux)
+	out.local = rpc.NewServer(a.log, a.going.retiredLocal(mux))
 	var err error
-	out.front, err = newFront(a, out.service, metrics, state)
+	out.front, err = newFront(a, out.service, metrics, state, e)
 	return out, err
 }
 
@@ -53,17 +58,89 @@ func handleProfiles(mux *http.ServeMux) {
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 }
 
-// parts is the agent's life: started in this order, stopped in reverse.
-func (a *agent) parts() []lifecycle.Part {
+// commands are what nodeapi may ask of the agent as a whole.
+type commands struct {
+	*orders
+	*agent
+}
+
+// parts is the agent's life: started in this order, stopped in reverse. At a
+// hand-over those with Retire linger and the others stop.
+func (a *agent) parts(succeed bool) []lifecycle.Part {
 	return []lifecycle.Part{
+		{Name: "hand-over", Run: a.lingering, Retire: asItIs},
 		{Name: "containerd", Run: a.runtime.Run},
+		{Name: "budget", Start: a.firstBudget, Run: a.orders.keepBudget},
 		{Name: "detection", Run: a.engine.Run},
-		{Name: "resolver", Run: a.islands.ServeDNS},
+		a.resolverPart(),
 		{Name: "pools", Run: a.node.Run},
+		{Name: "snapshots", Run: a.store.Run},
 		{Name: "exits", Run: a.watchExits},
-		a.localPart(),
+		a.localPart(succeed),
+		{Name: "lease", Run: a.api.front.guard},
 		a.api.front.part(),
 		a.metricsPart(),
+		{Name: "reload", Run: a.reloads},
+		{Name: "predecessor", Run: a.relieve},
+	}
+}
+
+// asItIs is the retirement of a part that goes on as before.
+func asItIs(context.Context) error { return nil }
+
+// firstBudget bounds the slots before the first one is made.
+func (a *agent) firstBudget(context.Context) error {
+	_, err := a.orders.enforce()
+	return err
+}
+
+// resolverPart answers names until the stop, or, after a hand-over, until the
+// successor does.
+func (a *agent) resolverPart() lifecycle.Part {
+	var names *netpol.DNS
+	return lifecycle.Part{
+		Name: "resolver",
+		Start: func(ctx context.Context) (err error) {
+			names, err = a.islands.ListenDNS(ctx)
+			return err
+		},
+		Run: func(ctx context.Context) error {
+			serving, cancel := context.WithCancel(ctx)
+			var watch sync.WaitGroup
+			watch.Go(func() {
+				select {
+				case <-a.going.served:
+					cancel()
+				case <-serving.Done():
+				}
+			})
+			err := names.Serve(serving)
+			cancel()
+			watch.Wait()
+			if err == nil {
+				<-ctx.Done()
+			}
+			return err
+		},
+		Retire: asItIs,
+	}
+}
+
+// reloads reads classes and rules again at each SIGHUP. What is wrong changes
+// nothing.
+func (a *agent) reloads(ctx context.Context) error {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hangups:
+		}
+		if err := errors.Join(a.orders.reload(ctx), a.engine.Reload(ctx)); err != nil {
+			a.log.Error("reload; what is wrong stays as it was", "error", err)
+		}
 	}
 }
 
@@ -76,21 +153,28 @@ func (a *agent) watchExits(ctx context.Context) error {
 	return nil
 }
 
-func (a *agent) localPart() lifecycle.Part {
+// localPart serves the socket. A retired agent goes on doing so on the
+// connections that it has: its successor takes the path.
+func (a *agent) localPart(succeed bool) lifecycle.Part {
+	listen := rpc.ListenUnix
+	if succeed { // whom the lock does not keep away has handed over
+		listen = rpc.ReplaceUnix
+	}
 	return lifecycle.Part{
 		Name: "node api",
 		Start: func(context.Context) (err error) {
-			a.api.socket, err = rpc.ListenUnix(a.cfg.API.Socket)
+			a.api.socket, err = listen(a.cfg.API.Socket)
 			return err
 		},
-		Run:  func(context.Context) error { return a.api.local.Serve(a.api.socket) },
-		Stop: a.api.local.Shutdown,
+		Run:    func(context.Context) error { return a.api.local.Serve(a.api.socket) },
+		Retire: asItIs,
+		Stop:   a.api.local.Shutdown,
 	}
 }
 
 func (a *agent) metricsPart() lifecycle.Part {
 	server := &http.Server{
-		Handler:           obs.Handler(a.registry, func() error { return a.ready() }),
+		Handler:           obs.Handler(a.registry, a.group.Ready),
 		ReadHeaderTimeout: 5 * time.Second,
 	}
 	var listener net.Listener

@@ -4,8 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -26,9 +31,11 @@ func cleanupCommand(e environment, load func() (config.Agent, error)) *cobra.Com
 		Short: "Remove every environment and slot of this instance from the node",
 		Long: `Remove everything that runs for this instance: environments, slots, islands,
 cgroups, pinned kernel programs, and the managed containerd. Images and
-snapshots stay, unless --all removes the state directory too.
+snapshots stay, unless --all removes them and the state directory too; of a given
+containerd, --all removes the instance's namespace with its images.
 
-The agent must not run.`,
+It reads no state of the agent, only what the node has: damaged state does not
+hinder it. It may be repeated, and says what it removed. The agent must not run.`,
 		Example: `  nodeagent cleanup
   nodeagent cleanup --all`,
 		Args: usageArgs(cobra.NoArgs),
@@ -41,40 +48,81 @@ The agent must not run.`,
 			if err != nil {
 				return err
 			}
-			return cleanup(cmd.Context(), cfg, all, log)
+			c := &cleaning{cfg: cfg, log: log, out: e.stdout}
+			return c.run(cmd.Context(), all)
 		},
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "remove images, snapshots and all other state as well")
 	return cmd
 }
 
-// cleanup removes what it can and says what it could not.
-func cleanup(ctx context.Context, cfg config.Agent, all bool, log *slog.Logger) (err error) {
-	if _, err := os.Stat(cfg.StateDir); errors.Is(err, os.ErrNotExist) {
-		log.Info("nothing to clean up", "state_dir", cfg.StateDir)
-		return nil
+// cleaning removes what it can and says what, and what it could not.
+type cleaning struct {
+	cfg     config.Agent
+	log     *slog.Logger
+	out     io.Writer
+	removed int
+}
+
+func (c *cleaning) say(what ...string) {
+	for _, w := range what {
+		c.removed++
+		fmt.Fprintln(c.out, "removed", w)
 	}
-	lock, err := durable.Lock(lockPath(cfg))
+}
+
+func (c *cleaning) run(ctx context.Context, all bool) (err error) {
+	// The lock needs the directory, which may be what somebody has removed.
+	if err := os.MkdirAll(c.cfg.StateDir, 0o700); err != nil {
+		return err
+	}
+	lock, err := durable.Lock(lockPath(c.cfg))
 	if err != nil {
 		return fmt.Errorf("stop the agent first: %w", err)
 	}
 	defer func() { err = errors.Join(err, lock.Unlock()) }()
 	// While a slot is left, so is what its containerd needs to remove it.
-	if err := removeContainers(ctx, cfg, log); err != nil {
+	if err := c.containers(ctx, all); err != nil {
 		return err
 	}
-	var errs []error
-	if islands, err := netpol.Open(islandConfig(cfg), log); err != nil {
-		errs = append(errs, err)
-	} else {
-		errs = append(errs, islands.Cleanup(ctx))
-	}
-	errs = append(errs, os.RemoveAll(workDir(cfg)), os.RemoveAll(cfg.RunDir))
+	islands, err := netpol.Remove(ctx, islandConfig(c.cfg), c.log)
+	c.say(islands...)
+	errs := []error{err, c.directory(workDir(c.cfg)), c.directory(c.cfg.RunDir)}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
 	if all {
-		return os.RemoveAll(cfg.StateDir)
+		if err := c.directory(c.cfg.StateDir); err != nil {
+			return err
+		}
+	}
+	if c.removed == 0 {
+		fmt.Fprintln(c.out, "nothing is left of instance", c.cfg.Instance)
+	}
+	return nil
+}
+
+// directory removes a directory with all below it. In a pod it may be a mount
+// point, which stays, empty.
+func (c *cleaning) directory(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", dir, err)
+	}
+	var errs []error
+	for _, e := range entries {
+		errs = append(errs, os.RemoveAll(filepath.Join(dir, e.Name())))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("remove %s: %w", dir, err)
+	}
+	_ = os.Remove(dir)                                                                  // a mount point stays
+	ownLock := len(entries) == 1 && entries[0].Name() == filepath.Base(lockPath(c.cfg)) // made just now
+	if len(entries) > 0 && !ownLock {
+		c.say(dir)
 	}
 	return nil
 }
@@ -82,70 +130,113 @@ func cleanup(ctx context.Context, cfg config.Agent, all bool, log *slog.Logger) 
 // slotTimeout bounds the removal of one slot.
 const slotTimeout = 30 * time.Second
 
-// removeContainers kills and deletes every slot, then stops the managed
-// containerd. It goes on after an error, but leaves containerd then.
-func removeContainers(ctx context.Context, cfg config.Agent, log *slog.Logger) error {
-	tree, err := cgroups.Open(cgroups.Config{Root: cfg.Cgroup.Root}, log)
+// containers kills and deletes every slot, then stops the managed containerd, or
+// takes our namespace out of a given one. Processes are ended even where
+// containerd does not answer. After an error containerd is left as it is.
+func (c *cleaning) containers(ctx context.Context, all bool) error {
+	tree, err := cgroups.Open(cgroups.Config{Root: c.cfg.Cgroup.Root}, c.log)
 	if err != nil {
 		return err
 	}
 	defer tree.Close()
-	runtime, err := ctrd.Open(ctx, runtimeConfig(cfg), log)
-	if err != nil {
+	if err := c.kill(ctx, tree); err != nil {
 		return err
+	}
+	if c.neverRan() {
+		return c.groups(ctx, tree)
+	}
+	runtime, err := ctrd.Open(ctx, runtimeConfig(c.cfg), c.log)
+	if err != nil {
+		return fmt.Errorf("every process was ended, but containerd's records stay: %w", err)
 	}
 	defer runtime.Close()
-	slots, err := slotsOf(ctx, tree, runtime)
+	if err := c.records(ctx, runtime); err != nil {
+		return err
+	}
+	if err := c.groups(ctx, tree); err != nil {
+		return err
+	}
+	switch {
+	case c.cfg.Containerd.Managed():
+		return runtime.StopManaged(ctx)
+	case all:
+		images, err := runtime.Forget(ctx)
+		for _, name := range images {
+			c.say("image " + name)
+		}
+		return err
+	}
+	return nil
+}
+
+// neverRan reports whether the managed containerd has no data: then it is not
+// started to be asked.
+func (c *cleaning) neverRan() bool {
+	return c.cfg.Containerd.Managed() && isMissing(runtimeConfig(c.cfg).Root)
+}
+
+// kill ends every process of every slot.
+func (c *cleaning) kill(ctx context.Context, tree *cgroups.Tree) error {
+	return c.each(ctx, tree, func(ctx context.Context, slot env.SlotID) error {
+		g, err := tree.Adopt(slot)
+		if errors.Is(err, env.ErrNotFound) {
+			return nil // what is left of its cgroup has no process
+		}
+		if err != nil {
+			return err
+		}
+		defer g.Close()
+		return g.Kill(ctx)
+	})
+}
+
+// groups removes the slots' cgroups and the root of all.
+func (c *cleaning) groups(ctx context.Context, tree *cgroups.Tree) error {
+	err := c.each(ctx, tree, func(ctx context.Context, slot env.SlotID) error {
+		err := tree.Remove(ctx, slot)
+		if err == nil {
+			c.say("cgroup of slot " + string(slot))
+		}
+		return err
+	})
+	return errors.Join(err, tree.RemoveRoot())
+}
+
+// each goes through the slots that have a cgroup anywhere, also after an error.
+func (c *cleaning) each(ctx context.Context, tree *cgroups.Tree, f func(context.Context, env.SlotID) error) error {
+	slots, err := tree.List()
 	errs := []error{err}
-	for slot := range slots {
-		if err := removeSlot(ctx, tree, runtime, slot); err != nil {
-			errs = append(errs, fmt.Errorf("remove slot %s: %w", slot, err))
+	for _, slot := range slots {
+		errs = append(errs, c.bounded(ctx, func(ctx context.Context) error { return f(ctx, slot) }))
+	}
+	return errors.Join(errs...)
+}
+
+// records deletes what containerd has of every slot, and ends lost shims.
+func (c *cleaning) records(ctx context.Context, runtime *ctrd.Runtime) error {
+	shims := &shims{namespace: c.cfg.Containerd.Namespace, address: containerdSocket(c.cfg)}
+	shims.look()
+	list, err := runtime.List(ctx)
+	errs := []error{err}
+	slots := shims.slots()
+	for _, container := range list {
+		slots = append(slots, container.Slot)
+	}
+	slices.SortFunc(slots, func(a, b env.SlotID) int { return strings.Compare(string(a), string(b)) })
+	for _, slot := range slices.Compact(slots) {
+		err := c.bounded(ctx, func(ctx context.Context) error { return runtime.Delete(ctx, slot) })
+		if err != nil {
+			errs = append(errs, err)
 			continue
 		}
-		log.Info("slot removed", "slot", slot)
+		shims.end(slot)
+		c.say("slot " + string(slot))
 	}
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
-	if err := tree.RemoveRoot(); err != nil {
-		return err
-	}
-	if !cfg.Containerd.Managed() {
-		return nil
-	}
-	return runtime.StopManaged(ctx)
+	return errors.Join(errs...)
 }
 
-// slotsOf lists what has a cgroup or a container.
-func slotsOf(ctx context.Context, tree *cgroups.Tree, runtime *ctrd.Runtime) (map[env.SlotID]bool, error) {
-	slots := map[env.SlotID]bool{}
-	ids, err := tree.List()
-	for _, id := range ids {
-		slots[id] = true
-	}
-	containers, listErr := runtime.List(ctx)
-	for _, c := range containers {
-		slots[c.Slot] = true
-	}
-	return slots, errors.Join(err, listErr)
-}
-
-func removeSlot(ctx context.Context, tree *cgroups.Tree, runtime *ctrd.Runtime, slot env.SlotID) error {
+func (c *cleaning) bounded(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, slotTimeout)
 	defer cancel()
-	group, err := tree.Adopt(slot)
-	if errors.Is(err, env.ErrNotFound) {
-		return runtime.Delete(ctx, slot)
-	}
-	if err != nil {
-		return err
-	}
-	defer group.Close()
-	if err := group.Kill(ctx); err != nil {
-		return err
-	}
-	if err := runtime.Delete(ctx, slot); err != nil {
-		return err
-	}
-	return group.Remove(ctx)
+	return f(ctx)
 }

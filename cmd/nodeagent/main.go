@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -108,21 +109,23 @@ func rootCommand(e environment) *cobra.Command {
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", err, errUsage) })
 	root.PersistentFlags().StringVar(&path, "config", e.getenv("HEARTH_NODE_CONFIG"), "path of nodeagent.yaml (default "+defaultConfig+" if it exists)")
-	load := func() (config.Agent, error) { return loadConfig(path) }
+	load := func() (config.Agent, error) { return loadConfig(path, e.getenv) }
 	root.AddCommand(
-		runCommand(e, load), preflightCommand(e, load), cleanupCommand(e, load), imageCommand(e, load),
+		runCommand(e, load), readyCommand(e, load), preflightCommand(e, load), cleanupCommand(e, load), imageCommand(e, load),
 		debugCommand(debugIO{stdout: e.stdout, stderr: e.stderr}, socketOf(e, load)), versionCommand(e),
 	)
 	return root
 }
 
 // loadConfig reads the given file, the default one, or, without either, the
-// defaults of this host.
-func loadConfig(path string) (config.Agent, error) {
+// defaults of this host. A pod is told its node's name and address, which are
+// defaults too, by variables, so that one file does for all nodes.
+func loadConfig(path string, getenv func(string) string) (config.Agent, error) {
 	host, err := config.ThisHost()
 	if err != nil {
 		return config.Agent{}, err
 	}
+	host.Name, host.Address = cmp.Or(getenv("HEARTH_NODE"), host.Name), getenv("HEARTH_ADDRESS")
 	if path == "" {
 		if _, err := os.Stat(defaultConfig); errors.Is(err, os.ErrNotExist) {
 			return config.DefaultAgent(host), nil

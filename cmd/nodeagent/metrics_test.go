@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"testing"
 	"time"
@@ -41,7 +42,8 @@ func TestNodeEveryMetricIsDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := islands.Cleanup(context.Background()); err != nil {
+		_, err := netpol.Remove(context.Background(), netpol.Config{Instance: "hearth-metrics"}, log)
+		if err := errors.Join(islands.Close(), err); err != nil {
 			t.Error(err)
 		}
 	})
@@ -62,7 +64,7 @@ func TestNodeEveryMetricIsDocumented(t *testing.T) {
 	}
 	reg := obs.NewRegistry(version)
 	rpc.NewMetrics(reg)
-	reg.MustRegister(node, islands.Collector(), engine) // as assemble does
+	reg.MustRegister(node, islands.Collector(), engine, newOwnMetrics()) // as assemble does
 	obstest.Documented(t, reg, "../../docs/metrics.md", "The agent")
 	for name, err := range map[string]error{"engine": engine.Close(), "node": node.Close(), "state": dir.Close()} {
 		if err != nil {

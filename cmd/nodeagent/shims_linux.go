@@ -55,9 +55,11 @@ func (s *shims) slots() []env.SlotID {
 }
 
 // slotOf reads a shim's command line: -namespace NAME -id SLOT -address SOCKET.
-// A shim of another containerd is another agent's. Only root's
-// processes are looked at: a command line is read from the memory of its
-// process, and those of environments may lie in it or keep the reader waiting.
+// A shim of another containerd is another agent's; that one's socket may have
+// the same path in another mount namespace, as on nodes that are containers of
+// one machine. Only root's processes are looked at: a command line is read from
+// the memory of its process, and those of environments may lie in it or keep the
+// reader waiting.
 func (s *shims) slotOf(pid int) (env.SlotID, bool) {
 	dir := "/proc/" + strconv.Itoa(pid)
 	var st unix.Stat_t
@@ -74,7 +76,18 @@ func (s *shims) slotOf(pid int) (env.SlotID, bool) {
 		flags[string(args[i])] = string(args[i+1])
 	}
 	slot, err := env.ParseSlotID(flags["-id"])
-	return slot, err == nil && flags["-namespace"] == s.namespace && flags["-address"] == s.address
+	return slot, err == nil && flags["-namespace"] == s.namespace && flags["-address"] == s.address && s.sameSocket(dir)
+}
+
+// sameSocket reports whether the process of that directory of /proc finds the
+// socket that this one finds at the address.
+func (s *shims) sameSocket(dir string) bool {
+	own, err := os.Stat(s.address)
+	if err != nil {
+		return false
+	}
+	its, err := os.Stat(dir + "/root" + s.address)
+	return err == nil && os.SameFile(own, its)
 }
 
 // shimGrace is how long a shim may take to end after its task was deleted.

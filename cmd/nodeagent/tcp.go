@@ -16,6 +16,7 @@ import (
 	"hearth/internal/durable"
 	"hearth/internal/env"
 	"hearth/internal/guest"
+	"hearth/internal/kube/leader"
 	"hearth/internal/lifecycle"
 	"hearth/internal/rpc"
 	"hearth/internal/rpc/agentlink"
@@ -36,13 +37,20 @@ type front struct {
 	link   *agentlink.Link // nil without a controller
 	ca     *pki.CA         // nil with a controller
 	source atomic.Pointer[pki.Source]
+
+	working context.Context    // ends when the agent hands over
+	retire  context.CancelFunc // ends working
+	quiet   chan struct{}      // closed when run does nothing any more
 }
 
-func newFront(a *agent, service *nodeapi.Service, metrics *rpc.Metrics, state *durable.Dir) (*front, error) {
-	f := &front{agent: a, guests: guestapi.New(a.log, guestDoor{a.node})}
+func newFront(a *agent, service *nodeapi.Service, metrics *rpc.Metrics, state *durable.Dir, e environment) (*front, error) {
+	f := &front{agent: a, guests: guestapi.New(a.log, guestDoor{a.node, a.going}), quiet: make(chan struct{})}
+	f.working, f.retire = context.WithCancel(context.Background())
 	mux := http.NewServeMux()
-	gate := rpc.RequireRole(a.cfg.Instance, pki.RoleController)
-	mux.Handle(hearthv1connect.NewNodeServiceHandler(service, rpc.HandlerOptions(a.log, metrics, gate)...))
+	gate := nodeapi.Gate(a.cfg.Instance)
+	newest := rpc.RequireEpoch(func(epoch uint64) error { return f.link.Obey(epoch) })
+	path, node := hearthv1connect.NewNodeServiceHandler(service, rpc.HandlerOptions(a.log, metrics, gate, newest)...)
+	mux.Handle(path, rpc.StreamsEnd(f.working, nodeapi.BoundFetches(node)))
 	f.guests.Mount(mux, rpc.HandlerOptions(a.log, metrics, f.guests.Gate)...)
 	f.server = rpc.NewServer(a.log, mux)
 
@@ -51,16 +59,36 @@ func newFront(a *agent, service *nodeapi.Service, metrics *rpc.Metrics, state *d
 		return nil, err
 	}
 	a.onClose(dir.Close)
-	control := a.cfg.Controller
-	if control == nil {
+	if a.cfg.Controller == nil {
 		f.ca, err = pki.LoadOrCreateCA(dir, a.cfg.Instance, time.Now())
 		return f, err
 	}
+	finder, tokenFile, err := controllerOf(a, dir, e)
+	if err != nil {
+		return nil, err
+	}
 	f.link, err = agentlink.New(a.log, agentlink.Config{
 		Instance: a.cfg.Instance, Node: a.cfg.Node, Advertise: a.cfg.API.Advertise, Hosts: a.hosts(),
-		Controller: control.Address, JoinToken: func() (string, error) { return readToken(control.JoinTokenFile) },
+		Finder: finder, Token: func() (string, error) { return readToken(tokenFile) },
+		Fencer: a.node,
 	}, dir, service)
 	return f, err
+}
+
+// controllerOf is where the controller is, and the file of the token that the
+// agent shows it first.
+func controllerOf(a *agent, dir *durable.Dir, e environment) (finder agentlink.Finder, tokenFile string, err error) {
+	control := a.cfg.Controller
+	if control.Kubernetes == nil {
+		return agentlink.Static(control.Address), control.JoinTokenFile, nil
+	}
+	server, err := leader.InCluster(e.getenv)
+	if err != nil {
+		return nil, "", err
+	}
+	k := control.Kubernetes
+	finder, err = leader.New(a.log, server, k.Namespace, k.Lease, dir)
+	return finder, k.TokenFile, err
 }
 
 // hosts are the names in the certificate.
@@ -75,7 +103,7 @@ func (a *agent) hosts() []string {
 func readToken(path string) (string, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return "", fmt.Errorf("%w: join token: %v", env.ErrUnavailable, err)
+		return "", fmt.Errorf("%w: token for the controller: %v", env.ErrUnavailable, err)
 	}
 	return strings.TrimSpace(string(b)), nil
 }
@@ -92,6 +120,11 @@ func (f *front) part() lifecycle.Part {
 	return lifecycle.Part{
 		Name: "tcp api",
 		Run:  f.run,
+		// Guests are served on, until letGo.
+		Retire: func(context.Context) error {
+			f.retire()
+			return nil
+		},
 		Stop: func(ctx context.Context) error {
 			f.guests.Detach() // what runs inside goes on
 			return f.server.Shutdown(ctx)
@@ -103,14 +136,39 @@ func (f *front) part() lifecycle.Part {
 			case f.link == nil:
 				return errors.New("no certificate yet: the node is giving itself one")
 			default:
-				return fmt.Errorf("no certificate yet: the controller at %s has not let this node join", f.agent.cfg.Controller.Address)
+				return errors.New("no certificate yet: the controller has not let this node join")
 			}
 		},
 	}
 }
 
-// run gets a certificate, serves, and keeps both up.
+// letGo ends a retired front's listening, so that the successor can listen. Open
+// guest calls go on until the stop.
+func (f *front) letGo() error {
+	f.server.Retire()
+	select {
+	case <-f.quiet:
+		return nil
+	case <-time.After(stopTimeout):
+		return fmt.Errorf("%w: the TCP API does not end", env.ErrUnavailable)
+	}
+}
+
+// run works until the stop, or a hand-over; then only open calls go on.
 func (f *front) run(ctx context.Context) error {
+	working, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(f.working, cancel)()
+	err := f.work(working)
+	close(f.quiet)
+	if err == nil {
+		<-ctx.Done()
+	}
+	return err
+}
+
+// work gets a certificate, serves, and keeps both up.
+func (f *front) work(ctx context.Context) error {
 	source, err := f.credentials(ctx)
 	select {
 	case <-ctx.Done():
@@ -120,7 +178,7 @@ func (f *front) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	listener, err := rpc.ListenTLS(f.agent.cfg.API.Listen, source)
+	listener, err := f.listen(source)
 	if err != nil {
 		return err
 	}
@@ -133,10 +191,23 @@ func (f *front) run(ctx context.Context) error {
 	if kept := <-done; err == nil {
 		err = kept
 	}
-	if err == nil {
-		<-ctx.Done() // Shutdown ended Serve; the part ends with its context
-	}
 	return err
+}
+
+func (f *front) listen(source *pki.Source) (net.Listener, error) {
+	if l := f.agent.listener; l != nil {
+		return rpc.OverTLS(l, source), nil
+	}
+	return rpc.ListenTLS(f.agent.cfg.API.Listen, source)
+}
+
+// guard keeps the node's lease, whether or not the controller is reached.
+func (f *front) guard(ctx context.Context) error {
+	if f.link == nil {
+		<-ctx.Done()
+		return nil
+	}
+	return f.link.Guard(ctx)
 }
 
 func (f *front) credentials(ctx context.Context) (*pki.Source, error) {
@@ -187,9 +258,15 @@ func (f *front) upkeep(ctx context.Context, source *pki.Source) error {
 }
 
 // guestDoor lets bearers of a token in.
-type guestDoor struct{ node *warm.Node }
+type guestDoor struct {
+	node  *warm.Node
+	going *handOver
+}
 
 func (d guestDoor) Authorize(_ context.Context, id env.ID, token string) (guestapi.Session, error) {
+	if d.going.over() {
+		return guestapi.Session{}, errHandedOver
+	}
 	access, err := d.node.Authorize(id, token)
 	if err != nil {
 		return guestapi.Session{}, err

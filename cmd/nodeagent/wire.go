@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,6 +20,7 @@ import (
 	"hearth/internal/detect"
 	"hearth/internal/durable"
 	"hearth/internal/env"
+	"hearth/internal/lifecycle"
 	"hearth/internal/netpol"
 	"hearth/internal/obs"
 	"hearth/internal/snapshot"
@@ -31,6 +33,7 @@ type agent struct {
 	cfg      config.Agent
 	log      *slog.Logger
 	registry *prometheus.Registry
+	metrics  *ownMetrics
 	lock     *durable.FileLock
 	runtime  *ctrd.Runtime
 	tree     *cgroups.Tree
@@ -39,52 +42,130 @@ type agent struct {
 	store    *snapshot.Store
 	node     *warm.Node
 	api      *api
-	ready    func() error
+	orders   *orders
+	inits    *durable.Dir // copies of envinit
+	initCopy string       // the one for new slots
+
+	group  *lifecycle.Group
+	stop   context.CancelFunc // ends the group as SIGTERM does
+	going  *handOver
+	before *predecessor // that handed over and lingers; nil if there is none
+	// listener is the TCP API's, opened early so that callers wait while state
+	// is taken over; nil otherwise.
+	listener net.Listener
 	closers  []func() error
 }
 
 // assemble makes the parts, each after what it needs. It takes back what an
-// earlier agent left running, and serves nothing yet.
-func assemble(ctx context.Context, cfg config.Agent, e environment, log *slog.Logger) (_ *agent, err error) {
-	a := &agent{cfg: cfg, log: log, registry: obs.NewRegistry(version)}
+// earlier agent left running, and serves nothing yet. With succeed it asks an
+// agent that runs to hand over.
+func assemble(ctx context.Context, cfg config.Agent, e environment, log *slog.Logger, succeed bool) (_ *agent, err error) {
+	a := &agent{cfg: cfg, log: log, registry: obs.NewRegistry(version), metrics: newOwnMetrics(), going: newHandOver()}
 	defer func() {
 		if err != nil {
 			a.close()
 		}
 	}()
-	classes, err := config.LoadClasses(cfg.ClassesDir)
+	// What would fail later is found before an agent that runs is asked to go.
+	if err := errors.Join(checkClasses(cfg), netpol.CheckMaps(islandConfig(cfg))); err != nil {
+		return nil, err
+	}
+	lap := laps(log)
+	if err := a.openDetection(e); err != nil { // takes longest, and touches nothing of an agent that runs
+		return nil, err
+	}
+	lap("detection")
+	state, err := a.openState(ctx, succeed)
 	if err != nil {
 		return nil, err
 	}
-	state, err := a.openState()
+	lap("lock")
+	if a.orders, err = newOrders(cfg, state, log); err != nil {
+		return nil, err
+	}
+	classes, err := a.orders.classes()
 	if err != nil {
 		return nil, err
 	}
+	if err := a.openInit(); err != nil {
+		return nil, err
+	}
+	lap("orders")
 	if err := a.openKernel(ctx); err != nil {
 		return nil, err
 	}
-	if err := a.openDetection(e); err != nil {
-		return nil, err
-	}
+	lap("kernel")
+	a.engine.Payloads(a.islands.PayloadMap())
 	if a.store, err = snapshot.Open(snapshotConfig(cfg), nil, log); err != nil {
 		return nil, fmt.Errorf("open snapshot store: %w", err)
 	}
 	a.onClose(a.store.Close)
+	lap("snapshots")
 	boot, err := bootID()
 	if err != nil {
 		return nil, err
 	}
-	if a.node, err = a.openNode(ctx, boot, state, classesOf(classes, cfg.Defaults.Complete)); err != nil {
+	if a.node, err = a.openNode(ctx, boot, state, classes); err != nil {
 		return nil, err
 	}
 	a.onClose(a.node.Close)
-	a.registry.MustRegister(a.node, a.islands.Collector(), a.engine)
-	a.api, err = openAPI(a, boot, state)
+	lap("node")
+	a.orders.node, a.orders.tree = a.node, a.tree
+	if err := a.unfenceAlone(ctx); err != nil {
+		return nil, err
+	}
+	if err := pruneInits(ctx, a.inits, a.runtime, a.initCopy); err != nil {
+		log.Warn("old copies of envinit are not removed", "error", err)
+	}
+	a.metrics.ofAgent(a)
+	a.registry.MustRegister(a.node, a.islands.Collector(), a.engine, a.metrics)
+	a.api, err = openAPI(a, boot, state, e)
 	return a, err
 }
 
+// unfenceAlone lets a fenced node that has no controller any more take claims
+// again: none will answer it. What was fenced stays so, since the controller may
+// have placed it elsewhere; it can be captured and released.
+func (a *agent) unfenceAlone(ctx context.Context) error {
+	if a.cfg.Controller != nil || !a.node.Fenced() {
+		return nil
+	}
+	var stay []env.ID
+	for _, e := range a.node.List() {
+		if e.Phase == env.PhaseFenced {
+			stay = append(stay, e.ID)
+		}
+	}
+	a.log.Warn("the node was fenced and has no controller any more: fenced environments stay so", "environments", len(stay))
+	return a.node.Unfence(ctx, stay)
+}
+
+// laps tells how long each step of the assembly took: claims wait for all.
+func laps(log *slog.Logger) func(step string) {
+	last := time.Now()
+	return func(step string) {
+		now := time.Now()
+		log.Debug("assembled", "step", step, "took", now.Sub(last))
+		last = now
+	}
+}
+
+// checkClasses finds faults of classesDir, which may be missing with a controller.
+func checkClasses(cfg config.Agent) error {
+	if cfg.Controller != nil && isMissing(cfg.ClassesDir) {
+		return nil
+	}
+	_, err := config.LoadClasses(cfg.ClassesDir)
+	return err
+}
+
+func isMissing(path string) bool {
+	_, err := os.Stat(path)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
 // openState takes the instance for this process alone and opens its directory.
-func (a *agent) openState() (*durable.Dir, error) {
+func (a *agent) openState(ctx context.Context, succeed bool) (*durable.Dir, error) {
 	if err := os.MkdirAll(a.cfg.StateDir, 0o700); err != nil {
 		return nil, err
 	}
@@ -93,11 +174,9 @@ func (a *agent) openState() (*durable.Dir, error) {
 	if err := os.MkdirAll(a.cfg.RunDir, 0o711); err != nil {
 		return nil, err
 	}
-	var err error
-	if a.lock, err = durable.Lock(lockPath(a.cfg)); err != nil {
+	if err := a.takeLock(ctx, succeed); err != nil {
 		return nil, err
 	}
-	a.onClose(a.lock.Unlock)
 	dir, err := durable.OpenDir(filepath.Join(a.cfg.StateDir, "agent"), nil)
 	if err != nil {
 		return nil, err
@@ -106,10 +185,33 @@ func (a *agent) openState() (*durable.Dir, error) {
 	return dir, nil
 }
 
+// takeLock takes the instance's lock.
+func (a *agent) takeLock(ctx context.Context, succeed bool) (err error) {
+	if succeed {
+		a.lock, err = a.takeOver(ctx)
+	} else {
+		a.lock, err = durable.Lock(lockPath(a.cfg))
+	}
+	if err != nil {
+		return err
+	}
+	a.onClose(a.lock.Unlock)
+	if a.listener != nil {
+		a.onClose(func() error {
+			_ = a.listener.Close() // mostly closed already by the server that had it
+			return nil
+		})
+	}
+	return nil
+}
+
 func lockPath(cfg config.Agent) string { return filepath.Join(cfg.StateDir, "agent.lock") }
 
 // openKernel connects containerd and opens the cgroup tree and the islands.
 func (a *agent) openKernel(ctx context.Context) (err error) {
+	if err := openSysctls(); err != nil {
+		return err
+	}
 	if a.runtime, err = ctrd.Open(ctx, runtimeConfig(a.cfg), a.log); err != nil {
 		return err
 	}
@@ -118,10 +220,6 @@ func (a *agent) openKernel(ctx context.Context) (err error) {
 		return err
 	}
 	a.onClose(a.tree.Close)
-	budget := env.Resources{MemoryBytes: int64(a.cfg.Limits.Memory), PIDs: a.cfg.Limits.PIDs}
-	if err := a.tree.SetBudget(budget); err != nil {
-		return err
-	}
 	if a.islands, err = netpol.Open(islandConfig(a.cfg), a.log); err != nil {
 		return err
 	}
@@ -147,7 +245,7 @@ func (a *agent) openDetection(e environment) error {
 		cfg.Events = f
 	}
 	var err error
-	if a.engine, err = detect.Open(cfg, a.islands.PayloadMap(), a.log); err != nil {
+	if a.engine, err = detect.Open(cfg, nil, a.log); err != nil {
 		return err
 	}
 	a.onClose(a.engine.Close)
@@ -159,17 +257,17 @@ func (a *agent) openNode(ctx context.Context, boot string, state *durable.Dir, c
 	return warm.Open(ctx, warm.Config{
 		Node: cfg.Node, Instance: cfg.Instance, BootID: boot,
 		IDBase: cfg.IDs.Base, IDCount: int(cfg.IDs.Count),
-		MaxSlots: cfg.Limits.Slots, Memory: int64(cfg.Limits.Memory),
+		MaxSlots: cfg.Limits.Slots, Memory: a.orders.memory(),
 		WorkDir:        workDir(cfg),
 		PrepareTimeout: 2 * time.Minute, UndoTimeout: 30 * time.Second,
 	}, state, classes, warm.Parts{
-		Runtime:   runtimeAdapter{a.runtime, cfg.InitPath, &shims{namespace: cfg.Containerd.Namespace, address: containerdSocket(cfg)}},
+		Runtime:   runtimeAdapter{a.runtime, filepath.Join(a.inits.Path(), a.initCopy), &shims{namespace: cfg.Containerd.Namespace, address: containerdSocket(cfg)}},
 		Cgroups:   cgroupsAdapter{a.tree},
 		Islands:   islandsAdapter{a.islands},
 		Inits:     warm.LinuxInits{},
 		Guests:    guestsAdapter{},
 		Detector:  detectorAdapter{a.engine},
-		Snapshots: snapshotsAdapter{a.store},
+		Snapshots: a.snapshots(),
 	}, a.log)
 }
 

@@ -51,8 +51,9 @@ var layers = []layer{
 	{packages: []string{"cmd"}, imports: belowCommands},
 	{packages: []string{"internal/kerneltest"}, imports: []string{"internal/env", "bpf"}},
 	{packages: []string{"internal/archtest"}, imports: []string{}},
-	// Demo, node tests and benchmarks play on one stage.
-	{packages: []string{"test"}, imports: slices.Concat(belowCommands, []string{"cmd", "test/stage"})},
+	// Demo, node tests, benchmarks and journeys play on one stage, the journeys in
+	// a cluster.
+	{packages: []string{"test"}, imports: slices.Concat(belowCommands, []string{"cmd", "test/stage", "test/cluster", "test/monitoring", "test/monitoring"})},
 }
 
 // isTestSupport tells packages that only tests, and each other, may import: as
@@ -78,8 +79,10 @@ var fences = []fence{
 	{"github.com/google/nftables", []string{"internal/netpol", "internal/kerneltest"}},
 	{"github.com/containerd", []string{"internal/ctrd"}},
 	{"github.com/opencontainers", []string{"internal/ctrd"}},
-	{"k8s.io/client-go", []string{"internal/kube"}},
-	{"k8s.io/apimachinery", []string{"internal/kube", "internal/config", "api/v1alpha1"}},
+	{"k8s.io/client-go", []string{"internal/kube", "test/e2e"}},
+	{"k8s.io/api", []string{"internal/kube", "test/e2e"}},
+	{"k8s.io/apimachinery", []string{"internal/kube", "internal/config", "api/v1alpha1", "test/e2e"}},
+	{"github.com/go-jose/go-jose", []string{"internal/kube"}},
 	{"github.com/klauspost/compress", []string{"internal/snapshot", "internal/detect"}},
 	{"github.com/miekg/dns", []string{"internal/netpol"}},
 	{"cel.dev/cel-go", []string{"internal/detect"}},

@@ -1,6 +1,7 @@
 package cgroups
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -69,16 +70,6 @@ func (t *Tree) Close() error {
 	return errors.Join(errs...)
 }
 
-// SetBudget limits all slots together.
-func (t *Tree) SetBudget(r env.Resources) error {
-	for _, w := range t.writes(r, nil) {
-		if err := w.do(); err != nil {
-			return fmt.Errorf("set budget of %s: %w", t.root, err)
-		}
-	}
-	return nil
-}
-
 // Create makes the slot's cgroup in every hierarchy, or in none. The slot must
 // be new: env.ErrExists otherwise.
 func (t *Tree) Create(slot env.SlotID) (*Group, error) {
@@ -135,6 +126,22 @@ func (t *Tree) Adopt(slot env.SlotID) (*Group, error) {
 		}
 	}
 	return g, nil
+}
+
+// Remove kills what is left of a slot and removes its cgroup in every hierarchy,
+// wherever it still has one.
+func (t *Tree) Remove(ctx context.Context, slot env.SlotID) error {
+	if _, err := env.ParseSlotID(string(slot)); err != nil {
+		return err
+	}
+	g, err := t.open(slot)
+	if errors.Is(err, env.ErrNotFound) {
+		g, err = &Group{tree: t, slot: slot}, nil
+	}
+	if err != nil {
+		return err
+	}
+	return g.Remove(ctx)
 }
 
 // List names every slot that has a cgroup in any hierarchy, sorted.

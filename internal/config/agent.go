@@ -12,12 +12,14 @@ type Agent struct {
 	// containerd namespace, cgroup, pins, links. Two agents on one kernel need
 	// two instances.
 	Instance string `json:"instance"`
-	// Node is this node's name in the cluster; default is the host's name.
+	// Node is this node's name in the cluster; default is HEARTH_NODE of the
+	// process's environment, or the host's name.
 	Node string `json:"node"`
 	// StateDir outlives reboots. RunDir does not, and holds the sockets.
 	StateDir string `json:"stateDir"`
 	RunDir   string `json:"runDir"`
-	// ClassesDir has EnvironmentClass manifests, *.yaml, *.yml and *.json.
+	// ClassesDir has EnvironmentClass manifests, *.yaml, *.yml and *.json. With a
+	// controller it may be missing, and a set that a controller gave wins over it.
 	ClassesDir string `json:"classesDir"`
 	// InitPath is the envinit binary to mount into environments; default is the
 	// one beside the nodeagent binary.
@@ -123,7 +125,8 @@ type AgentAPI struct {
 	// (TLS and tokens).
 	Listen string `json:"listen"`
 	// Advertise is the host:port by which others reach Listen; it is in the
-	// access of every claim, and its host is in the node's certificate.
+	// access of every claim, and its host is in the node's certificate. Its
+	// default is HEARTH_ADDRESS of the process's environment, or the node's name.
 	Advertise string `json:"advertise"`
 	// Metrics is the address of /metrics, /healthz and /readyz.
 	Metrics string `json:"metrics"`
@@ -131,13 +134,28 @@ type AgentAPI struct {
 	Socket string `json:"socket"`
 }
 
-// ControllerLink is how the agent joins a controller.
+// ControllerLink is how the agent joins a controller: at an address, with a join
+// token, or, in a cluster, wherever the leader is, with the agent's service
+// account. Exactly one of the two is set.
 type ControllerLink struct {
-	Address string `json:"address"` // host:port
+	Address string `json:"address,omitempty"` // host:port
 	// JoinTokenFile holds the join token. It is read at the first join only:
 	// later the agent renews with its own certificate. The token names the
 	// controller's authority, so that no other file is needed.
-	JoinTokenFile string `json:"joinTokenFile"`
+	JoinTokenFile string          `json:"joinTokenFile,omitempty"`
+	Kubernetes    *ControllerKube `json:"kubernetes,omitempty"`
+}
+
+// ControllerKube is how the agent finds its controller in the cluster that it
+// runs in.
+type ControllerKube struct {
+	// Namespace and Lease name the lease that the leading controller holds; it
+	// says where that listens and which authority it has.
+	Namespace string `json:"namespace"`
+	Lease     string `json:"lease"`
+	// TokenFile holds the agent's service account token for the controller, as
+	// the cluster projects and replaces it.
+	TokenFile string `json:"tokenFile"`
 }
 
 // AgentDetection configures detection on the node.

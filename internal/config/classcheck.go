@@ -54,6 +54,8 @@ func validateSpec(l *faultList, s v1alpha1.EnvironmentClassSpec) {
 		l.oneOf(at+"."+string(sev), string(resp), string(env.ResponseRecord), string(env.ResponseAlert), string(env.ResponseFreeze))
 	}
 	checkPorts(l, s.Ports)
+	l.oneOf("spec.durability", string(s.Durability), "durable", "ephemeral")
+	l.oneOf("spec.onPartition", string(s.OnPartition), "fence", "run")
 }
 
 // imagePattern is the shape of an OCI reference: path of the distribution

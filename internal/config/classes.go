@@ -1,11 +1,13 @@
 package config
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -43,6 +45,31 @@ func LoadClasses(dir string) ([]env.Class, error) {
 	}
 	slices.SortFunc(classes, func(a, b env.Class) int { return strings.Compare(a.Name, b.Name) })
 	return classes, nil
+}
+
+// DecodeClass reads one manifest in JSON, as the cluster stores it, by the rules
+// of LoadClasses. What the cluster itself writes, most of metadata and all of
+// status, is not looked at.
+func DecodeClass(data []byte) (env.Class, error) {
+	var stored struct {
+		metav1.TypeMeta
+		Metadata struct {
+			Name string `json:"name"`
+		} `json:"metadata"`
+		Spec json.RawMessage `json:"spec,omitempty"`
+	}
+	if len(data) > maxFileBytes {
+		return env.Class{}, fmt.Errorf("%w: manifest of %d bytes, at most %d", env.ErrInvalid, len(data), maxFileBytes)
+	}
+	if err := json.Unmarshal(data, &stored); err != nil {
+		return env.Class{}, fmt.Errorf("%w: manifest: %w", env.ErrInvalid, err)
+	}
+	text, err := json.Marshal(stored)
+	if err != nil {
+		return env.Class{}, fmt.Errorf("%w: manifest: %w", env.ErrInvalid, err)
+	}
+	c, faults := decodeClass(document{line: 1, text: text})
+	return c, wrapFaults("class "+strconv.Quote(stored.Metadata.Name), faults)
 }
 
 // ClassOf converts one manifest: defaults, validation, revision. The revision

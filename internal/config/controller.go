@@ -17,7 +17,11 @@ type Controller struct {
 	// JoinTokenFile has the token by which agents join.
 	JoinTokenFile string `json:"joinTokenFile"`
 	Fleet         Fleet  `json:"fleet"`
-	Log           Log    `json:"log"`
+	// Kubernetes, if it is present, is where the controller keeps its state and
+	// finds classes and nodes; stateDir, keysFile and joinTokenFile then hold
+	// nothing. It must be written to be: "kubernetes: {}" has all defaults.
+	Kubernetes *Kubernetes `json:"kubernetes,omitempty"`
+	Log        Log         `json:"log"`
 }
 
 // ControllerAPI is where the controller listens.
@@ -36,6 +40,52 @@ type Fleet struct {
 	Heartbeat metav1.Duration `json:"heartbeat"`
 	// LostAfter without a heartbeat gives a node no more claims.
 	LostAfter metav1.Duration `json:"lostAfter"`
+	// FenceAfter the sending of its last answered report a node freezes and locks
+	// its environments. Negative is never.
+	FenceAfter metav1.Duration `json:"fenceAfter"`
+	// PlaceAfter the last report of a node its environments are failed.
+	PlaceAfter metav1.Duration `json:"placeAfter"`
+}
+
+// Kubernetes is how the controller lives in a cluster.
+type Kubernetes struct {
+	// Kubeconfig is for a controller outside of the cluster; default is the pod's
+	// service account.
+	Kubeconfig string `json:"kubeconfig,omitempty"`
+	// Namespace is the controller's, AgentNamespace that of agents and hold pods.
+	Namespace      string `json:"namespace"`
+	AgentNamespace string `json:"agentNamespace"`
+	// AgentAccount is the service account of the agents.
+	AgentAccount string `json:"agentAccount"`
+	// Lease is held by the one controller that leads.
+	Lease string `json:"lease"`
+	// Service reaches the leader; its names are in the server's certificate.
+	Service string  `json:"service"`
+	Webhook Webhook `json:"webhook"`
+	Hold    Hold    `json:"hold"`
+	// Pod is the one that the process runs in. It is in no file.
+	Pod Pod `json:"-"`
+}
+
+// Webhook is asked by the API server before a hold pod is evicted.
+type Webhook struct {
+	Listen string `json:"listen"`
+	// Configuration is the ValidatingWebhookConfiguration that gets the authority's
+	// certificate.
+	Configuration string `json:"configuration"`
+}
+
+// Hold describes the pods that keep the nodes' books: each holds what the
+// environments of its node may use.
+type Hold struct {
+	// Disabled leaves the scheduler without knowledge of what environments use.
+	Disabled bool   `json:"disabled"`
+	Image    string `json:"image"`
+	// Memory and CPU of nodes without the labels hearth.run/memory and
+	// hearth.run/cpu.
+	Memory        Share  `json:"memory"`
+	CPU           Share  `json:"cpu"`
+	PriorityClass string `json:"priorityClass"`
 }
 
 // LoadController reads controller.yaml. Errors as LoadAgent's.

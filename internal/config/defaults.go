@@ -1,11 +1,13 @@
 package config
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -55,9 +57,16 @@ func defaultAgent(a Agent, host Host) Agent {
 	def(&a.Defaults.Memory, 1024*mib)
 	def(&a.Defaults.PIDs, 1024)
 	def(&a.API.Listen, ":7401")
-	def(&a.API.Advertise, net.JoinHostPort(a.Node, portOf(a.API.Listen)))
+	def(&a.API.Advertise, net.JoinHostPort(cmp.Or(host.Address, a.Node), portOf(a.API.Listen)))
 	def(&a.API.Metrics, "127.0.0.1:7402")
 	def(&a.API.Socket, filepath.Join(a.RunDir, "node.sock"))
+	if a.Controller != nil && a.Controller.Kubernetes != nil {
+		link := *a.Controller.Kubernetes
+		def(&link.Namespace, "hearth-system")
+		def(&link.Lease, "hearth-controller")
+		def(&link.TokenFile, "/var/run/secrets/hearth.run/token")
+		a.Controller = &ControllerLink{Address: a.Controller.Address, JoinTokenFile: a.Controller.JoinTokenFile, Kubernetes: &link}
+	}
 	def(&a.Snapshots.Dir, filepath.Join(a.StateDir, "snapshots"))
 	def(&a.Snapshots.MaxFiles, 5_000_000)
 	def(&a.Snapshots.MaxBytes, 256*1024*mib)
@@ -67,6 +76,9 @@ func defaultAgent(a Agent, host Host) Agent {
 
 // defaultController sets whatever c leaves empty.
 func defaultController(c Controller, host Host) Controller {
+	if c.Kubernetes != nil {
+		c = defaultKubernetes(c, host)
+	}
 	def(&c.Instance, "hearth")
 	def(&c.StateDir, filepath.Join("/var/lib", c.Instance+"-controller"))
 	def(&c.API.Listen, ":7400")
@@ -78,7 +90,35 @@ func defaultController(c Controller, host Host) Controller {
 	def(&c.JoinTokenFile, filepath.Join(c.StateDir, "join-token"))
 	def(&c.Fleet.Heartbeat, metav1.Duration{Duration: 2 * time.Second})
 	def(&c.Fleet.LostAfter, metav1.Duration{Duration: 5 * c.Fleet.Heartbeat.Duration})
+	def(&c.Fleet.FenceAfter, metav1.Duration{Duration: 5 * time.Minute})
+	def(&c.Fleet.PlaceAfter, metav1.Duration{Duration: max(c.Fleet.FenceAfter.Duration, 0) + time.Minute})
 	defaultLog(&c.Log)
+	return c
+}
+
+// defaultKubernetes sets what is different in a cluster, and the section's own.
+func defaultKubernetes(c Controller, host Host) Controller {
+	k := *c.Kubernetes
+	def(&k.Pod, host.Pod)
+	def(&k.Namespace, cmp.Or(host.Pod.Namespace, "hearth-system"))
+	def(&k.AgentNamespace, "hearth-nodes")
+	def(&k.AgentAccount, "hearth-nodeagent")
+	def(&k.Lease, "hearth-controller")
+	def(&k.Service, "hearth-controller")
+	def(&k.Webhook.Listen, ":7403")
+	def(&k.Webhook.Configuration, "hearth-drain")
+	def(&k.Hold.Image, "hearth/pause:devel")
+	def(&k.Hold.Memory, "50%")
+	def(&k.Hold.CPU, "50%")
+	def(&k.Hold.PriorityClass, "hearth-hold")
+	if len(c.API.Names) == 0 {
+		c.API.Names = []string{k.Service, k.Service + "." + k.Namespace, k.Service + "." + k.Namespace + ".svc", "localhost", "127.0.0.1"}
+	}
+	if ip := host.Pod.IP; ip != "" && !slices.Contains(c.API.Names, ip) {
+		c.API.Names = append(slices.Clone(c.API.Names), ip)
+	}
+	def(&c.API.Metrics, ":7402")
+	c.Kubernetes = &k
 	return c
 }
 

@@ -13,11 +13,20 @@ import (
 // Host is what defaults derive from the machine, so that they stay a pure
 // function of it.
 type Host struct {
-	Name        string // of the machine
+	Name        string // of the machine, or of the node that it is in the cluster
+	Address     string // at which others reach it; empty if nobody said
 	Executable  string // absolute path of the running binary
 	MemoryBytes int64
+	// Pod is the one that the process runs in; empty outside of Kubernetes.
+	Pod Pod
 	// Resolvers are the IPv4 name servers of resolv.conf(5), at most three.
 	Resolvers []netip.Addr
+}
+
+// Pod is what a pod is told about itself.
+type Pod struct {
+	Namespace, Name, UID string
+	IP                   string
 }
 
 // ThisHost asks the machine.

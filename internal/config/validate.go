@@ -49,9 +49,8 @@ func (a Agent) validate() []fault {
 	l.listen("api.listen", a.API.Listen)
 	l.hostPort("api.advertise", a.API.Advertise)
 	l.listen("api.metrics", a.API.Metrics)
-	if c := a.Controller; c != nil {
-		l.hostPort("controller.address", c.Address)
-		l.absPath("controller.joinTokenFile", c.JoinTokenFile)
+	if a.Controller != nil {
+		a.Controller.validate(&l)
 	}
 	if a.Detection.RulesDir != "" {
 		l.absPath("detection.rulesDir", a.Detection.RulesDir)
@@ -61,6 +60,21 @@ func (a Agent) validate() []fault {
 	}
 	a.Log.validate(&l)
 	return l.faults
+}
+
+func (c ControllerLink) validate(l *faultList) {
+	k := c.Kubernetes
+	if k == nil {
+		l.hostPort("controller.address", c.Address)
+		l.absPath("controller.joinTokenFile", c.JoinTokenFile)
+		return
+	}
+	if c.Address != "" || c.JoinTokenFile != "" {
+		l.addf("controller", "kubernetes (the cluster's controller, by the agent's service account) excludes address and joinTokenFile: remove one or the other")
+	}
+	l.dnsName("controller.kubernetes.namespace", k.Namespace)
+	l.dnsName("controller.kubernetes.lease", k.Lease)
+	l.absPath("controller.kubernetes.tokenFile", k.TokenFile)
 }
 
 func (c Containerd) validate(l *faultList) {
@@ -167,8 +181,35 @@ func (c Controller) validate() []fault {
 	if lost < 2*h {
 		l.addf("fleet.lostAfter", "%s: want at least two heartbeats, %s", lost, 2*h)
 	}
+	fence, place := c.Fleet.FenceAfter.Duration, c.Fleet.PlaceAfter.Duration
+	if fence > 0 && fence < lost {
+		l.addf("fleet.fenceAfter", "%s: want at least fleet.lostAfter, %s, or a negative time for never", fence, lost)
+	}
+	if place <= fence || place < lost {
+		l.addf("fleet.placeAfter", "%s: want more than fleet.fenceAfter, %s, so that a node has stopped what is given up here", place, fence)
+	}
+	if c.Kubernetes != nil {
+		c.Kubernetes.validate(&l)
+	}
 	c.Log.validate(&l)
 	return l.faults
+}
+
+func (k Kubernetes) validate(l *faultList) {
+	if k.Kubeconfig != "" {
+		l.absPath("kubernetes.kubeconfig", k.Kubeconfig)
+	}
+	for _, n := range []struct{ key, name string }{
+		{"kubernetes.namespace", k.Namespace}, {"kubernetes.agentNamespace", k.AgentNamespace}, {"kubernetes.agentAccount", k.AgentAccount},
+		{"kubernetes.lease", k.Lease}, {"kubernetes.service", k.Service}, {"kubernetes.webhook.configuration", k.Webhook.Configuration},
+		{"kubernetes.hold.priorityClass", k.Hold.PriorityClass},
+	} {
+		l.dnsName(n.key, n.name)
+	}
+	l.listen("kubernetes.webhook.listen", k.Webhook.Listen)
+	if k.Hold.Image == "" {
+		l.addf("kubernetes.hold.image", "is missing: give an image that does nothing, for ever")
+	}
 }
 
 // instance checks a name that becomes part of paths, links and namespaces.

@@ -4,8 +4,12 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"strconv"
+	"strings"
 
 	"k8s.io/apimachinery/pkg/api/resource"
+
+	"hearth/internal/env"
 )
 
 // Bytes is a size. In files it is written as Kubernetes writes it: "512Mi",
@@ -59,6 +63,39 @@ func parseQuantity(data []byte) (resource.Quantity, error) {
 		return q, fmt.Errorf(`%.64q is not a quantity such as "500m", "2" or "512Mi"`, text)
 	}
 	return q, nil
+}
+
+// Share is an amount, "8Gi" or "1500m", or a part of what there is, "50%".
+type Share string
+
+// UnmarshalJSON accepts a quantity or a percentage of 1 to 100.
+func (s *Share) UnmarshalJSON(data []byte) error {
+	text := string(bytes.Trim(data, `"`))
+	if part, ok := strings.CutSuffix(text, "%"); ok {
+		if n, err := strconv.Atoi(part); err != nil || n < 1 || n > 100 {
+			return fmt.Errorf("%.64q is not a percentage of 1%% to 100%%", text)
+		}
+	} else if q, err := parseQuantity(data); err != nil || q.Sign() <= 0 {
+		return fmt.Errorf(`%.64q is neither an amount such as "8Gi" or "1500m" nor a percentage such as "50%%"`, text)
+	}
+	*s = Share(text)
+	return nil
+}
+
+// Of is the share of a whole.
+func (s Share) Of(whole resource.Quantity) (resource.Quantity, error) {
+	part, ok := strings.CutSuffix(string(s), "%")
+	if !ok {
+		return resource.ParseQuantity(string(s))
+	}
+	n, err := strconv.ParseInt(part, 10, 64)
+	if err != nil {
+		return resource.Quantity{}, fmt.Errorf("%w: share %.64q", env.ErrInvalid, string(s))
+	}
+	if whole.Format == resource.BinarySI { // bytes, in whole mebibytes
+		return *resource.NewQuantity((whole.Value()/100*n+whole.Value()%100*n/100)/mib*mib, resource.BinarySI), nil
+	}
+	return *resource.NewMilliQuantity(whole.MilliValue()*n/100, resource.DecimalSI), nil
 }
 
 // Resolver is the address of a DNS server; the port is 53 where none is

@@ -9,6 +9,10 @@ import (
 
 // budgetWatch follows the kernel's counts of every slot.
 type budgetWatch struct {
+	// round is held while one slot's counts are read and noted, so that none is
+	// noted again after its slot has gone. It guards nothing; mu is taken under it.
+	round sync.Mutex
+
 	mu    sync.Mutex // guards all below
 	last  map[uint64]sensorCounts
 	total sensorCounts // of slots that are gone and, up to last, of the others
@@ -53,12 +57,7 @@ func (w *budgetWatch) totals() sensorCounts {
 // time.
 func (e *Engine) checkBudgets() {
 	for _, b := range e.subjects.list() {
-		now, err := e.kernel.counts(b.CgroupID)
-		if err != nil { // unbound meanwhile
-			continue
-		}
-		delta := e.budget.advance(b.CgroupID, now)
-		for i, d := range delta {
+		for i, d := range e.newCounts(b) {
 			if d.shed+d.lost == 0 {
 				continue
 			}
@@ -68,5 +67,29 @@ func (e *Engine) checkBudgets() {
 				at:     e.mono(),
 			})
 		}
+	}
+}
+
+// newCounts is what a slot's counts have grown by; nothing for one that was
+// unbound meanwhile.
+func (e *Engine) newCounts(b *bound) (delta sensorCounts) {
+	e.budget.round.Lock()
+	defer e.budget.round.Unlock()
+	if e.subjects.cgroup(b.CgroupID) != b {
+		return delta
+	}
+	now, err := e.kernel.counts(b.CgroupID)
+	if err != nil {
+		return delta
+	}
+	return e.budget.advance(b.CgroupID, now)
+}
+
+// lastCounts notes what a slot that was unbound has counted since.
+func (e *Engine) lastCounts(b *bound) {
+	e.budget.round.Lock()
+	defer e.budget.round.Unlock()
+	if c, err := e.kernel.counts(b.CgroupID); err == nil {
+		e.budget.closed(b.CgroupID, c)
 	}
 }

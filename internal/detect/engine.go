@@ -123,9 +123,7 @@ func (e *Engine) Unbind(slot env.SlotID) {
 		return
 	}
 	e.desk.forget(slot)
-	if c, err := e.kernel.counts(b.CgroupID); err == nil {
-		e.budget.closed(b.CgroupID, c)
-	}
+	e.lastCounts(b)
 	if err := e.kernel.unwatch(b.CgroupID); err != nil {
 		e.log.Warn("slot not removed from the sensors", "slot", slot, "error", err)
 	}

@@ -31,26 +31,29 @@ type sensorSet struct {
 
 	mu     sync.Mutex // guards subjects and the map `wanted`
 	walker *link.Iter // nil where it does not load
+
+	payloads *ebpf.Map // set before Run
 }
 
 // Open loads and attaches the sensors and compiles the rules; it starts
 // nothing. payloads is the island program's ring buffer of struct
-// payload_event; it stays the caller's. The error wraps env.ErrUnsupported if
+// payload_event, or nil until Payloads is called; it stays the caller's. The error wraps env.ErrUnsupported if
 // this kernel cannot run the sensors, env.ErrInvalid if the rules are wrong.
 func Open(cfg Config, payloads *ebpf.Map, log *slog.Logger) (*Engine, error) {
 	return open(cfg, payloads, budgetRate, log)
 }
 
 func open(cfg Config, payloads *ebpf.Map, perSecond uint64, log *slog.Logger) (*Engine, error) {
-	if payloads == nil || payloads.Type() != ebpf.RingBuf {
+	if payloads != nil && payloads.Type() != ebpf.RingBuf {
 		return nil, fmt.Errorf("open detection: %w: payloads is not a ring buffer", env.ErrInvalid)
 	}
 	s, err := loadSensors(perSecond)
 	if err != nil {
 		return nil, err
 	}
+	s.payloads = payloads
 	var e *Engine
-	sources := func() ([]source, error) { return openRings(e, payloads, s) }
+	sources := func() ([]source, error) { return openRings(e, s) }
 	e, err = newEngine(cfg, s, sources, monotonic, log)
 	if err != nil {
 		return nil, errors.Join(err, s.close())
@@ -258,15 +261,27 @@ func monotonic() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
+// Payloads gives an engine that was opened without it the ring of first
+// payloads. Opening, which takes a while, need not wait for that. Call it before
+// Run.
+func (e *Engine) Payloads(m *ebpf.Map) {
+	if s, ok := e.kernel.(*sensorSet); ok { // tests have other kernels
+		s.payloads = m
+	}
+}
+
 // openRings opens the three rings for reading.
-func openRings(e *Engine, payloads *ebpf.Map, s *sensorSet) ([]source, error) {
+func openRings(e *Engine, s *sensorSet) ([]source, error) {
+	if s.payloads == nil {
+		return nil, fmt.Errorf("%w: the ring of payloads was not given", env.ErrState)
+	}
 	var out []source
 	for _, ring := range []struct {
 		name   string
 		m      *ebpf.Map
 		handle func([]byte)
 	}{
-		{"payload", payloads, e.onPayload},
+		{"payload", s.payloads, e.onPayload},
 		{"connect", s.objects.Connects, e.onConnect},
 		{"exec", s.objects.Execs, e.onExec},
 	} {

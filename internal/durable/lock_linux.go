@@ -58,3 +58,29 @@ func holder(f *os.File) string {
 // Unlock drops the lock. The file stays: removing it would let two processes
 // hold locks on two files of one name.
 func (l *FileLock) Unlock() error { return l.f.Close() }
+
+// Holder tells who holds the lock at path: held is false if nobody does, or if
+// there is no such file. pid is 0 if the holder has not written it yet.
+func Holder(path string) (pid int, held bool, err error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, false, nil
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("look at lock: %w", err)
+	}
+	defer f.Close()
+	// Shared, and dropped at once: who asks for the lock meanwhile asks again.
+	switch err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); {
+	case err == nil:
+		return 0, false, nil
+	case !errors.Is(err, unix.EWOULDBLOCK):
+		return 0, false, fmt.Errorf("look at lock %s: %w", path, err)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, 32))
+	if err != nil {
+		return 0, true, fmt.Errorf("look at lock %s: %w", path, err)
+	}
+	pid, _ = strconv.Atoi(strings.TrimSpace(string(b))) // 0: not written yet
+	return pid, true, nil
+}

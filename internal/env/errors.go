@@ -22,6 +22,9 @@ var (
 	ErrState = errors.New("wrong state")
 	// ErrFenced: a newer generation or controller epoch exists.
 	ErrFenced = errors.New("fenced")
+	// ErrSuperseded: this controller's epoch is not the newest that the node has
+	// obeyed. It matches ErrFenced, and says nothing of any generation.
+	ErrSuperseded = fmt.Errorf("%w: superseded", ErrFenced)
 	// ErrDenied: the caller may not do this.
 	ErrDenied = errors.New("denied")
 	// ErrUnavailable: a part that is needed does not answer now; try again.

@@ -11,6 +11,7 @@ type Snapshot struct {
 	ID      SnapshotID
 	Parent  SnapshotID // empty for the first of a lineage
 	Lineage ID
+	Tenant  string // of the lineage; empty if it was begun before they had one
 	Class   string
 	Base    string // digest of the image that the changes lie upon
 	Time    time.Time

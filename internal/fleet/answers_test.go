@@ -6,6 +6,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
+
 	hearthv1 "hearth/api/hearth/v1"
 	"hearth/internal/fleet"
 )
@@ -18,96 +21,92 @@ func boundedWorld(t *testing.T, cfg fleet.Config) (*world, *fleet.Session) {
 	return w, w.report()
 }
 
-func keysKept(t *testing.T, w *world) map[string]bool {
+// remembered reports whether the fleet answers the key without asking the node.
+func remembered(t *testing.T, w *world, key string) bool {
 	t.Helper()
-	st, err := w.store.Load()
-	if err != nil {
+	before := w.node.calls
+	if _, err := w.claim(key); err != nil {
 		t.Fatal(err)
 	}
-	out := map[string]bool{}
-	for _, a := range st.Answers {
-		out[a.Key] = true
-	}
-	return out
+	return w.node.calls == before
 }
 
 func TestTheOldestAnswersAreForgottenBeyondTheBound(t *testing.T) {
 	for name, cfg := range map[string]fleet.Config{
 		"by number": {MaxAnswers: 10},
-		// An answer of these claims counts about 600 bytes.
-		"by size": {MaxAnswerBytes: 10 * 650},
+		// An answer of these claims counts about 550 bytes.
+		"by size": {MaxAnswerBytes: 10 * 600},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w, s := boundedWorld(t, cfg)
 				defer func() { w.stop() }()
 				room := &hearthv1.Heartbeat{Pools: []*hearthv1.Pool{{Class: "small", Ready: 5}}, Room: &hearthv1.Room{SlotsMax: 10}}
+				first := map[string]*hearthv1.ClaimResponse{}
 				for i := range 700 { // more than one batch
 					if err := s.Heartbeat(room); err != nil {
 						t.Fatal(err)
 					}
-					if _, err := w.claim(fmt.Sprintf("k%03d", i)); err != nil {
+					key := fmt.Sprintf("k%03d", i)
+					var err error
+					if first[key], err = w.claim(key); err != nil {
 						t.Fatal(err)
 					}
 					time.Sleep(time.Microsecond)
 				}
 				time.Sleep(3 * time.Second)
 				synctest.Wait()
-				kept := keysKept(t, w)
-				if len(kept) < 8 || len(kept) > 12 || !kept["k699"] || !kept["k692"] {
-					t.Fatalf("kept %d: %v", len(kept), kept)
+				for i := 699; i > 691; i-- {
+					if !remembered(t, w, fmt.Sprintf("k%03d", i)) {
+						t.Errorf("k%03d is forgotten", i)
+					}
 				}
-				before := len(w.node.claims)
-				if _, err := w.claim("k699"); err != nil || len(w.node.claims) != before {
-					t.Errorf("a kept key claimed again: %v", err)
+				for _, key := range []string{"k685", "k000"} {
+					if remembered(t, w, key) {
+						t.Errorf("%s is remembered", key)
+					}
+					// What is forgotten is asked for again, and answered as before.
+					again, err := w.claim(key)
+					if err != nil || again.GetEnvironment().GetId() != first[key].GetEnvironment().GetId() ||
+						again.GetAccess().GetToken() != first[key].GetAccess().GetToken() {
+						t.Errorf("%s: %v, %v; want %v", key, again, err, first[key])
+					}
 				}
-				// The rest is over in its time, and a restart knows the same.
-				w.restart()
-				w.report(running(w)...)
-				if _, err := w.claim("k699"); err != nil || len(w.node.claims) != before {
-					t.Errorf("after a restart: a kept key claimed again: %v", err)
-				}
-				time.Sleep(24*time.Hour + 5*time.Second)
-				synctest.Wait()
-				if kept := keysKept(t, w); len(kept) != 0 {
-					t.Errorf("kept after a day: %v", kept)
+				if len(w.node.claims) != 700 {
+					t.Errorf("the node made %d environments", len(w.node.claims))
 				}
 			})
 		})
 	}
 }
 
-func TestAnswersEndInTheirOrder(t *testing.T) {
+func TestAnAnswerIsRememberedForADay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, _ := boundedWorld(t, fleet.Config{})
 		defer func() { w.stop() }()
-		for i := range 3 {
-			if _, err := w.claim(fmt.Sprint(i)); err != nil {
-				t.Fatal(err)
-			}
-			time.Sleep(time.Hour)
-			if i == 1 {
-				w.restart()
-			}
-			w.report(running(w)...)
+		first, err := w.claim("k")
+		if err != nil {
+			t.Fatal(err)
 		}
-		for left := 3; left >= 0; left-- {
-			kept := keysKept(t, w)
-			for i := range 3 {
-				if kept[fmt.Sprint(i)] != (i >= 3-left) {
-					t.Errorf("%d left to come: kept %v", left, kept)
-				}
-			}
-			if left == 3 {
-				time.Sleep(20 * time.Hour)
-			}
-			time.Sleep(time.Hour + 2*time.Second)
-			synctest.Wait()
+		time.Sleep(23 * time.Hour)
+		if !remembered(t, w, "k") {
+			t.Error("forgotten after 23 hours")
+		}
+		again, err := w.claim("k")
+		if diff := cmp.Diff(first, again, protocmp.Transform()); err != nil || diff != "" {
+			t.Errorf("%v: %s", err, diff)
+		}
+		time.Sleep(2 * time.Hour)
+		w.report(running(w)...)
+		if remembered(t, w, "k") {
+			t.Error("remembered after 25 hours")
 		}
 	})
 }
 
 func running(w *world) []*hearthv1.Environment {
+	w.node.claim.Lock()
+	defer w.node.claim.Unlock()
 	var out []*hearthv1.Environment
 	for _, c := range w.node.claims {
 		out = append(out, c.GetEnvironment())

@@ -48,6 +48,16 @@ func badTenant(s string) error {
 
 func (p Principal) sees(r *Record) bool { return p.Admin || r.Environment.GetTenant() == p.Tenant }
 
+// TenantOf is whose environment it is; empty if there is none of that id.
+func (f *Fleet) TenantOf(id string) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if r := f.records[env.ID(id)]; r != nil {
+		return r.Environment.GetTenant()
+	}
+	return ""
+}
+
 // An API key is "hearth_<id>_<secret>": 8 and 64 hexadecimal digits.
 const keyPrefix = "hearth"
 
@@ -65,7 +75,7 @@ func (f *Fleet) CreateAPIKey(tenant string, admin bool) (APIKey, string, error) 
 	_, _ = rand.Read(id[:]) // never fails: crypto/rand aborts the program instead
 	_, _ = rand.Read(secret[:])
 	k := APIKey{ID: hex.EncodeToString(id[:]), Tenant: tenant, Admin: admin, Hash: sha256.Sum256(secret[:]), Created: time.Now()}
-	if err := f.put(Change{Op: "apikey-create", Put: State{APIKeys: []APIKey{k}}}); err != nil {
+	if err := f.saveAPIKey(k); err != nil {
 		return APIKey{}, "", err
 	}
 	return k, keyPrefix + "_" + k.ID + "_" + hex.EncodeToString(secret[:]), nil
@@ -87,15 +97,33 @@ func (f *Fleet) APIKeys() []APIKey {
 
 // DeleteAPIKey ends a key: the next call with it is refused.
 func (f *Fleet) DeleteAPIKey(id string) error {
-	f.writing.Lock()
-	defer f.writing.Unlock()
+	f.keys.Lock()
+	defer f.keys.Unlock()
 	f.mu.Lock()
 	_, ok := f.apiKeys[id]
 	f.mu.Unlock()
 	if !ok {
 		return fmt.Errorf("%w: API key %.64q; list them with \"controller apikey list\"", env.ErrNotFound, id)
 	}
-	return f.save(Change{Op: "apikey-delete", DeleteAPIKeys: []string{id}})
+	if err := f.save(Change{Op: "apikey-delete", DeleteAPIKey: id}); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.apiKeys, id)
+	return nil
+}
+
+func (f *Fleet) saveAPIKey(k APIKey) error {
+	f.keys.Lock()
+	defer f.keys.Unlock()
+	if err := f.save(Change{Op: "apikey-create", APIKey: &k}); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.apiKeys[k.ID] = k
+	return nil
 }
 
 // Authenticate says whose the key is. A wrong one is env.ErrDenied; nothing
@@ -120,9 +148,41 @@ func (f *Fleet) Authenticate(text string) (Principal, error) {
 	return Principal{Tenant: k.Tenant, Admin: k.Admin}, nil
 }
 
-// AddJoinToken lets agents join with the token of this hash until expires.
+// AddJoinToken lets agents join with the token of this hash until expires. It is
+// env.ErrUnsupported where agents join by other means.
 func (f *Fleet) AddJoinToken(t JoinToken) error {
-	return f.put(Change{Op: "jointoken-create", Put: State{JoinTokens: []JoinToken{t}}})
+	f.keys.Lock()
+	defer f.keys.Unlock()
+	if err := f.save(Change{Op: "jointoken-create", JoinToken: &t}); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.joins[t.Hash] = t
+	return nil
+}
+
+// forgetJoinTokens deletes those that have ended.
+func (f *Fleet) forgetJoinTokens(now time.Time) error {
+	f.keys.Lock()
+	defer f.keys.Unlock()
+	f.mu.Lock()
+	var ended []JoinToken
+	for _, t := range f.joins {
+		if t.Expires.Before(now) {
+			ended = append(ended, t)
+		}
+	}
+	f.mu.Unlock()
+	for _, t := range ended {
+		if err := f.save(Change{Op: "jointoken-forget", DeleteJoinToken: &t.Hash}); err != nil {
+			return err
+		}
+		f.mu.Lock()
+		delete(f.joins, t.Hash)
+		f.mu.Unlock()
+	}
+	return nil
 }
 
 // CheckJoinToken refuses unknown and ended tokens with env.ErrDenied. The hash

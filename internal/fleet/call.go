@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -18,9 +17,12 @@ import (
 )
 
 // find returns the caller's environment; another tenant's is not found.
-func (f *Fleet) find(p Principal, id string) (*Record, error) {
+func (f *Fleet) find(ctx context.Context, p Principal, id string) (*Record, error) {
 	parsed, err := env.ParseID(id)
 	if err != nil {
+		return nil, err
+	}
+	if err := f.awaitRecord(ctx, parsed); err != nil {
 		return nil, err
 	}
 	r := f.record(parsed)
@@ -31,29 +33,51 @@ func (f *Fleet) find(p Principal, id string) (*Record, error) {
 }
 
 // live is find for calls that need the environment to run somewhere.
-func (f *Fleet) live(p Principal, id string) (*Record, hearthv1connect.NodeServiceClient, error) {
-	r, err := f.find(p, id)
+func (f *Fleet) live(ctx context.Context, p Principal, id string) (*Record, hearthv1connect.NodeServiceClient, error) {
+	r, err := f.find(ctx, p, id)
 	if err != nil {
 		return nil, nil, err
 	}
+	if r.Phase() == env.PhaseClaiming && f.inDoubt(r) {
+		return nil, nil, unreported(r)
+	}
 	if !r.Phase().Live() {
-		why := r.Environment.GetMessage()
-		if why != "" {
-			why = ": " + why
-		}
-		return nil, nil, fmt.Errorf("%w: environment %s is %s%s", env.ErrState, r.ID(), r.Phase(), why)
+		return nil, nil, fmt.Errorf("%w: environment %s is %s%s", env.ErrState, r.ID(), r.Phase(), because(r))
 	}
 	client, err := f.reach(r)
 	return r, client, err
 }
 
+// liveInUse is live for calls to the node that a move must not overtake: it waits
+// while the environment moves, and no move begins at its node before done.
+func (f *Fleet) liveInUse(ctx context.Context, p Principal, id string) (*Record, hearthv1connect.NodeServiceClient, func(), error) {
+	r, err := f.find(ctx, p, id)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	done, err := f.use(ctx, r.ID())
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	r, client, err := f.live(ctx, p, id)
+	if err != nil {
+		done()
+		return nil, nil, nil, err
+	}
+	return r, client, done, nil
+}
+
 func (f *Fleet) reach(r *Record) (hearthv1connect.NodeServiceClient, error) {
 	client := f.client(r.Environment.GetNode())
 	if client == nil {
-		return nil, fmt.Errorf("%w: node %s of environment %s has not reported since this controller started; try again",
-			env.ErrUnavailable, r.Environment.GetNode(), r.ID())
+		return nil, unreported(r)
 	}
 	return client, nil
+}
+
+func unreported(r *Record) error {
+	return fmt.Errorf("%w: node %s of environment %s has not reported since this controller started; try again",
+		env.ErrUnavailable, r.Environment.GetNode(), r.ID())
 }
 
 // nodeKey makes the caller's key one for the node, where tenants share a space.
@@ -68,11 +92,11 @@ func nodeKey(tenant, method, key string) (string, error) {
 // Get returns the environment as its node sees it now, or, if the node does not
 // answer within a second, as it was last known, with a message that says so.
 func (f *Fleet) Get(ctx context.Context, p Principal, id string) (*hearthv1.Environment, error) {
-	r, err := f.find(p, id)
+	r, err := f.find(ctx, p, id)
 	if err != nil {
 		return nil, err
 	}
-	if !r.Phase().Live() {
+	if !r.Phase().Live() || r.moving() {
 		return proto.CloneOf(r.Environment), nil
 	}
 	e := proto.CloneOf(r.Environment)
@@ -90,17 +114,17 @@ func (f *Fleet) Get(ctx context.Context, p Principal, id string) (*hearthv1.Envi
 }
 
 // observed is what the node says, under what the controller knows better. A
-// phase that changed is stored.
+// phase that changed is noted; what runs is never a claim again.
 func (f *Fleet) observed(r *Record, e *hearthv1.Environment) *hearthv1.Environment {
 	if e.GetId() != string(r.ID()) || e.GetGeneration() != r.Environment.GetGeneration() {
 		return proto.CloneOf(r.Environment)
 	}
-	shown := merge(r, e)
-	if e.GetPhase() == r.Environment.GetPhase() {
+	shown := r.merged(e)
+	if e.GetPhase() == r.Environment.GetPhase() || e.GetPhase() == hearthv1.Phase_PHASE_CLAIMING {
 		return shown
 	}
-	if _, err := f.update("observe", r.ID(), nil, func(now *Record) (bool, error) {
-		if now.final() || now.Generation() != r.Generation() || now.Environment.GetPhase() == e.GetPhase() {
+	if _, err := f.note("observe", r.ID(), func(now *Record) (bool, error) {
+		if now.final() || now.moving() || now.Generation() != r.Generation() || now.Environment.GetPhase() == e.GetPhase() {
 			return false, nil
 		}
 		now.Environment.Phase, now.Environment.Message = e.GetPhase(), e.GetMessage()
@@ -109,12 +133,6 @@ func (f *Fleet) observed(r *Record, e *hearthv1.Environment) *hearthv1.Environme
 		f.log.Warn("phase not stored", "environment", r.ID(), "error", err)
 	}
 	return shown
-}
-
-func merge(r *Record, e *hearthv1.Environment) *hearthv1.Environment {
-	e = proto.CloneOf(e)
-	e.Node, e.Class, e.Tenant, e.Labels = r.Environment.GetNode(), r.Environment.GetClass(), r.Environment.GetTenant(), r.Environment.GetLabels()
-	return e
 }
 
 // List returns the caller's environments by id, as they were last known. Empty
@@ -156,10 +174,11 @@ func (f *Fleet) Resume(ctx context.Context, p Principal, key, id string) (*heart
 func (f *Fleet) turn(ctx context.Context, p Principal, method, key, id string,
 	call func(context.Context, hearthv1connect.NodeServiceClient, string) (*hearthv1.Environment, error),
 ) (*hearthv1.Environment, error) {
-	r, client, err := f.live(p, id)
+	r, client, done, err := f.liveInUse(ctx, p, id)
 	if err != nil {
 		return nil, err
 	}
+	defer done()
 	nkey, err := nodeKey(r.Environment.GetTenant(), method, key)
 	if err != nil {
 		return nil, err
@@ -190,10 +209,11 @@ func (f *Fleet) nodeError(r *Record, err error) error {
 
 // Token gives fresh access; older tokens end.
 func (f *Fleet) Token(ctx context.Context, p Principal, id string) (*hearthv1.Access, error) {
-	r, client, err := f.live(p, id)
+	r, client, done, err := f.liveInUse(ctx, p, id)
 	if err != nil {
 		return nil, err
 	}
+	defer done()
 	ctx, cancel := context.WithTimeout(ctx, f.cfg.CallTimeout)
 	defer cancel()
 	resp, err := client.Token(ctx, &hearthv1.NodeTokenRequest{Environment: id})
@@ -201,74 +221,4 @@ func (f *Fleet) Token(ctx context.Context, p Principal, id string) (*hearthv1.Ac
 		return nil, f.nodeError(r, err)
 	}
 	return resp.GetAccess(), nil
-}
-
-// Snapshot takes one. That there may be any is stored first, since the record
-// must outlive the environment to say whose they are.
-func (f *Fleet) Snapshot(ctx context.Context, p Principal, key, id string) (*hearthv1.Snapshot, error) {
-	r, client, err := f.live(p, id)
-	if err != nil {
-		return nil, err
-	}
-	nkey, err := nodeKey(r.Environment.GetTenant(), "Snapshot", key)
-	if err != nil {
-		return nil, err
-	}
-	if err := f.noteSnapshots(r.ID()); err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, f.cfg.SnapshotTimeout)
-	defer cancel()
-	resp, err := client.Snapshot(ctx, &hearthv1.NodeSnapshotRequest{IdempotencyKey: nkey, Environment: id})
-	if err != nil {
-		return nil, f.nodeError(r, err)
-	}
-	return resp.GetSnapshot(), nil
-}
-
-func (f *Fleet) noteSnapshots(id env.ID) error {
-	_, err := f.update("snapshots", id, nil, func(r *Record) (bool, error) {
-		changed := !r.Snapshots
-		r.Snapshots = true
-		return changed, nil
-	})
-	return err
-}
-
-// ListSnapshots lists the environment's, released or not.
-func (f *Fleet) ListSnapshots(ctx context.Context, p Principal, id string) ([]*hearthv1.Snapshot, error) {
-	r, err := f.find(p, id)
-	if err != nil {
-		return nil, err
-	}
-	client, err := f.reach(r)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, f.cfg.CallTimeout)
-	defer cancel()
-	resp, err := client.ListSnapshots(ctx, &hearthv1.NodeListSnapshotsRequest{Environment: id})
-	if err != nil {
-		return nil, fmt.Errorf("node %s: %w", r.Environment.GetNode(), err)
-	}
-	return resp.GetSnapshots(), nil
-}
-
-// snapshotHome is the node that has the snapshot to restore, empty if none is
-// asked for. Its lineage bears the name of the environment that began it, whose
-// record says whose it is.
-func (f *Fleet) snapshotHome(spec *hearthv1.ClaimSpec) (string, error) {
-	id := spec.GetSnapshot()
-	if id == "" {
-		return "", nil
-	}
-	lineage, _, ok := strings.Cut(id, "/")
-	if !ok {
-		return "", fmt.Errorf("%w: snapshot %.80q: it has the form <environment>/<number>", env.ErrInvalid, id)
-	}
-	r, err := f.find(Principal{Tenant: spec.GetTenant()}, lineage)
-	if err != nil {
-		return "", fmt.Errorf("snapshot %.80q: %w", id, err)
-	}
-	return r.Environment.GetNode(), nil
 }

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	hearthv1 "hearth/api/hearth/v1"
 	"hearth/internal/env"
@@ -31,76 +30,134 @@ func (f *Fleet) Claim(ctx context.Context, p Principal, idempotencyKey string, s
 	if err := checkSpec(spec); err != nil {
 		return nil, err
 	}
-	request, err := digest("Claim", spec)
-	if err != nil {
-		return nil, err
-	}
-	key := AnswerKey{tenant, idempotencyKey}
-	prior, end, err := f.begin(ctx, key, request)
+	call, end, err := f.begin(ctx, tenant, idempotencyKey, "Claim", spec)
 	if err != nil {
 		return nil, err
 	}
 	defer end()
-	if prior != nil && prior.Response != nil {
-		f.metrics.claimed("repeated", begun)
-		return answered(prior, &hearthv1.ClaimResponse{})
-	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.cfg.ClaimTimeout)
 	defer cancel()
-	resp, err := f.claim(ctx, key, request, prior, spec)
+	if err := call.awaitAdoption(ctx, spec.GetClass()); err != nil {
+		return nil, err
+	}
+	if call.prior != nil {
+		f.metrics.claimed("repeated", begun)
+		return answered(call.prior, &hearthv1.ClaimResponse{})
+	}
+	resp, err := f.claim(ctx, call, spec)
+	f.metrics.claimed(resultOf(resp, err), begun)
+	return resp, err
+}
+
+func resultOf(resp *hearthv1.ClaimResponse, err error) string {
 	switch {
 	case err != nil:
-		f.metrics.claimed("failed", begun)
+		return "failed"
 	case resp.GetEnvironment().GetWarm():
-		f.metrics.claimed("warm", begun)
+		return "warm"
 	default:
-		f.metrics.claimed("cold", begun)
+		return "cold"
+	}
+}
+
+// claim goes on with what the key has made, or begins.
+func (f *Fleet) claim(ctx context.Context, call *call, spec *hearthv1.ClaimSpec) (*hearthv1.ClaimResponse, error) {
+	c := f.newClaiming(spec, &Record{ClaimKey: call.key, ClaimRequest: call.request, Count: 1}, env.NewID())
+	var resp *hearthv1.ClaimResponse
+	var err error
+	switch r := latest(call.made); {
+	case r == nil:
+		resp, err = c.start(ctx)
+	case r.Phase() == env.PhaseClaiming && !r.moving():
+		resp, err = c.resume(ctx, r)
+	case r.final():
+		return nil, overBefore(r)
+	default:
+		resp, err = c.again(ctx, r)
+	}
+	if err == nil {
+		call.remember(resp)
 	}
 	return resp, err
+}
+
+// overBefore says that a repeated key cannot be answered any more.
+func overBefore(r *Record) error {
+	return fmt.Errorf("%w: idempotency key made environment %s, which is %s%s; use a new key for another one",
+		env.ErrState, r.ID(), r.Phase(), because(r))
+}
+
+// latest is the one of a key's records that counts: a store that was asked to
+// forget one and crashed may have kept two. One that got further goes before one
+// that did not.
+func latest(made []*Record) *Record {
+	var best *Record
+	for _, r := range made {
+		if best == nil || rank(r) >= rank(best) {
+			best = r
+		}
+	}
+	return best
+}
+
+func rank(r *Record) int {
+	switch {
+	case r.Phase().Live():
+		return 2
+	case r.Phase() != env.PhaseClaiming:
+		return 1
+	default:
+		return 0
+	}
 }
 
 // claiming is one claim on its way over the nodes.
 type claiming struct {
 	f       *Fleet
 	spec    *hearthv1.ClaimSpec
-	answer  *Answer
+	id      env.ID
+	by      *Record // who asks: its claim key, object and the like
 	record  *Record // nil until the first placement is stored
 	request placement.Request
 	refused []string // one line for each node that was tried in vain
 	silent  bool     // a node may make it yet, though its release was confirmed
 }
 
-func (f *Fleet) claim(ctx context.Context, key AnswerKey, request [32]byte, prior *Answer, spec *hearthv1.ClaimSpec) (*hearthv1.ClaimResponse, error) {
-	home, err := f.snapshotHome(spec)
-	if err != nil {
+func (f *Fleet) newClaiming(spec *hearthv1.ClaimSpec, by *Record, id env.ID) *claiming {
+	return &claiming{f: f, spec: spec, id: id, by: by, request: placement.Request{
+		Class: spec.GetClass(), Cold: spec.GetSnapshot() != "", Exclude: map[string]string{},
+	}}
+}
+
+// start claims from the beginning.
+func (c *claiming) start(ctx context.Context) (*hearthv1.ClaimResponse, error) {
+	defer c.f.work(c.id)()
+	if err := c.findHome(ctx); err != nil {
 		return nil, err
 	}
-	c := &claiming{f: f, spec: spec, request: placement.Request{
-		Class: spec.GetClass(), Cold: spec.GetSnapshot() != "", Only: home, Exclude: map[string]string{},
-	}}
-	if prior != nil && len(prior.Environments) == 1 {
-		if r := f.record(prior.Environments[0]); r != nil && r.Phase() == env.PhaseClaiming {
-			c.answer, c.record = prior, r
-			return c.resume(ctx)
-		}
-	}
-	c.answer = f.newAnswer(key, request, env.NewID())
 	return c.run(ctx)
 }
 
 // resume asks the node again that a claim was stored for before a crash or an
 // error: only it knows what became of it.
-func (c *claiming) resume(ctx context.Context) (*hearthv1.ClaimResponse, error) {
-	c.silent = true
-	for _, p := range c.record.Stale {
+func (c *claiming) resume(ctx context.Context, r *Record) (*hearthv1.ClaimResponse, error) {
+	c.id, c.record, c.silent = r.ID(), r, true
+	defer c.f.work(c.id)()
+	if err := c.settle(); err != nil {
+		return nil, err
+	}
+	if err := c.findHome(ctx); err != nil {
+		return nil, err
+	}
+	for _, p := range r.Stale {
 		c.request.Exclude[p.Node] = "may still hold an earlier generation"
 	}
-	d := placement.Decision{Node: c.record.Environment.GetNode(), Class: c.spec.GetClass(), Reasons: []string{"placed before"}}
-	if c.record.isStale(d.Node) {
+	d := placement.Decision{Node: r.Environment.GetNode(), Class: c.spec.GetClass(), Reasons: []string{r.Environment.GetNode() + ": placed before"}}
+	if r.isStale(d.Node) {
 		return c.run(ctx) // that node was given up already, and is being cleaned
 	}
 	if !c.f.waitForNode(ctx, d.Node) {
-		if err := c.lost(d.Node, errors.New("not connected")); err != nil {
+		if done, err := c.lost(d.Node, fmt.Errorf("%w: not connected", env.ErrUnavailable)); done {
 			return nil, err
 		}
 		return c.run(ctx)
@@ -113,6 +170,24 @@ func (c *claiming) resume(ctx context.Context) (*hearthv1.ClaimResponse, error) 
 		return resp, err
 	}
 	return c.run(ctx)
+}
+
+// settle stores the placement for sure, before its node is asked.
+func (c *claiming) settle() error {
+	if !c.f.isUnsure(c.id) {
+		return nil
+	}
+	r, err := c.f.update("claim-place", c.id, func(r *Record) (bool, error) { return !r.final(), nil })
+	if err == nil {
+		c.record = r
+	}
+	return err
+}
+
+// findHome finds the node that has the snapshot to restore.
+func (c *claiming) findHome(ctx context.Context) (err error) {
+	c.request.Only, err = c.f.snapshotHome(ctx, c.spec)
+	return err
 }
 
 // run tries nodes until one has claimed.
@@ -159,29 +234,6 @@ func (f *Fleet) ended(d placement.Decision, o placement.Outcome) {
 	f.index.End(d, o)
 }
 
-// place stores where the claim goes, before it goes there.
-func (c *claiming) place(node string) error {
-	if c.record == nil {
-		r := &Record{Changed: time.Now(), Environment: &hearthv1.Environment{
-			Id: string(c.answer.Environments[0]), Class: c.spec.GetClass(), Tenant: c.spec.GetTenant(), Labels: c.spec.GetLabels(),
-			Generation: 1, Phase: hearthv1.Phase_PHASE_CLAIMING, Node: node, ClaimedAt: timestamppb.Now(), RestoredFrom: c.spec.GetSnapshot(),
-		}}
-		err := c.f.put(Change{Op: "claim-place", Put: State{Records: []*Record{r}, Answers: []*Answer{c.answer}}})
-		c.record = r
-		return err
-	}
-	r, err := c.f.update("claim-place", c.record.ID(), nil, func(r *Record) (bool, error) {
-		if r.final() {
-			return false, fmt.Errorf("%w: the claim of %s was given up", env.ErrState, r.ID())
-		}
-		r.Environment.Node = node
-		r.Environment.Generation++
-		return true, nil
-	})
-	c.record = r
-	return err
-}
-
 // attempt asks one node. Not done means that another is to be tried.
 func (c *claiming) attempt(ctx context.Context, d placement.Decision) (resp *hearthv1.ClaimResponse, done bool, err error) {
 	answer, err := c.ask(ctx, d.Node)
@@ -194,19 +246,19 @@ func (c *claiming) attempt(ctx context.Context, d placement.Decision) (resp *hea
 		return resp, true, err
 	case outcomeInvalid:
 		return nil, true, c.giveUp(err)
+	case outcomeSuperseded:
+		return nil, true, fmt.Errorf("%w: a newer controller leads; repeat the claim there with the same idempotency key: %w", env.ErrUnavailable, err)
 	case outcomeRefused:
 		c.note(d.Node, "refused: ", err)
 		return nil, false, nil
 	default:
-		if err := c.lost(d.Node, err); err != nil {
-			return nil, true, err
-		}
-		return nil, false, nil
+		done, err := c.lost(d.Node, err)
+		return nil, done, err
 	}
 }
 
-// What is kept of the nodes that did not take a claim: it goes into the answer,
-// which is stored. The log has all.
+// What is kept of the nodes that did not take a claim: it goes into the answer.
+// The log has all.
 const (
 	maxReason  = 300 // characters
 	maxReasons = 16
@@ -218,19 +270,7 @@ func (c *claiming) note(node, how string, err error) {
 	if len(c.refused) < maxReasons {
 		c.refused = append(c.refused, node+": "+why)
 	}
-	c.f.log.Info("node did not take claim", "environment", c.record.ID(), "node", node, "reason", why)
-}
-
-// lost stores that the node may hold this generation, before another is made.
-func (c *claiming) lost(node string, err error) error {
-	c.silent = true
-	c.note(node, "did not answer: ", err)
-	r, err := c.f.update("claim-lost", c.record.ID(), nil, func(r *Record) (bool, error) {
-		r.makeStale()
-		return true, nil
-	})
-	c.record = r
-	return err
+	c.f.log.Info("node did not take claim", "environment", c.id, "node", node, "reason", why)
 }
 
 // ask sends the claim. If the connection breaks the node is asked once more: the
@@ -242,11 +282,7 @@ func (c *claiming) ask(ctx context.Context, node string) (*hearthv1.NodeClaimRes
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.f.cfg.AttemptTimeout)
 	defer cancel()
-	id, generation := c.record.ID(), c.record.Generation()
-	req := &hearthv1.NodeClaimRequest{
-		IdempotencyKey: fmt.Sprintf("%s/%d", id, generation),
-		Environment:    string(id), Generation: uint64(generation), Spec: c.spec,
-	}
+	req := nodeClaim(c.record, c.spec)
 	resp, err := client.Claim(ctx, req)
 	if err != nil && outcomeOf(err) == outcomeUnknown && ctx.Err() == nil {
 		time.Sleep(reaskAfter)
@@ -255,7 +291,7 @@ func (c *claiming) ask(ctx context.Context, node string) (*hearthv1.NodeClaimRes
 	if err != nil {
 		return nil, err
 	}
-	if e := resp.GetEnvironment(); e.GetId() != string(id) || e.GetGeneration() != uint64(generation) {
+	if e := resp.GetEnvironment(); e.GetId() != req.GetEnvironment() || e.GetGeneration() != req.GetGeneration() {
 		return nil, fmt.Errorf("it answered for environment %.40q, generation %d", e.GetId(), e.GetGeneration())
 	}
 	return resp, nil
@@ -263,67 +299,16 @@ func (c *claiming) ask(ctx context.Context, node string) (*hearthv1.NodeClaimRes
 
 const reaskAfter = 50 * time.Millisecond
 
-// finish stores the answer and then gives it.
-func (c *claiming) finish(d placement.Decision, n *hearthv1.NodeClaimResponse) (*hearthv1.ClaimResponse, error) {
-	e := proto.CloneOf(n.GetEnvironment())
-	e.Node, e.Class, e.Tenant, e.Labels = d.Node, c.spec.GetClass(), c.spec.GetTenant(), c.spec.GetLabels()
-	resp := &hearthv1.ClaimResponse{Environment: e, Access: n.GetAccess(), Took: n.GetTook(), Placement: append(c.refused, d.Reasons...)}
-	done, err := c.answer.finished(resp)
-	if err != nil {
-		return nil, err
+// nodeClaim is what the record's node is asked for, the same whenever it is asked.
+func nodeClaim(r *Record, spec *hearthv1.ClaimSpec) *hearthv1.NodeClaimRequest {
+	req := &hearthv1.NodeClaimRequest{
+		IdempotencyKey: fmt.Sprintf("%s/%d", r.ID(), r.Generation()),
+		Environment:    string(r.ID()), Generation: uint64(r.Generation()), Spec: spec,
 	}
-	_, err = c.f.update("claim-done", c.record.ID(), done, func(r *Record) (bool, error) {
-		if r.Phase() != env.PhaseClaiming || r.Generation() != env.Generation(e.GetGeneration()) {
-			return false, fmt.Errorf("%w: environment %s was given up while its claim went on; claim again", env.ErrState, r.ID())
-		}
-		r.Environment = e
-		return true, nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("%w; repeat the claim with the same idempotency key", err)
+	if r.ClaimKey != (ClaimKey{}) {
+		req.ClaimKey, req.ClaimRequest = r.ClaimKey[:], r.ClaimRequest[:]
 	}
-	return resp, nil
-}
-
-// giveUp ends the claim with cause. The key may be used again for a new attempt.
-// What a node may hold stays stored until the node has let go of it, and if one
-// was silent the record stays for what that one makes late.
-func (c *claiming) giveUp(cause error) error {
-	if len(c.refused) > 0 {
-		cause = fmt.Errorf("%w; tried: %v", cause, c.refused)
-	}
-	if c.record == nil {
-		return cause
-	}
-	c.f.writing.Lock()
-	defer c.f.writing.Unlock()
-	change := Change{Op: "claim-failed", DeleteAnswers: []AnswerKey{c.answer.AnswerKey}}
-	r := c.f.record(c.record.ID())
-	switch {
-	case r == nil:
-	case len(r.Stale) == 0 && !c.silent:
-		change.DeleteRecords = []env.ID{r.ID()}
-	default:
-		r = r.clone()
-		r.Changed = time.Now()
-		r.giveUp("the claim failed: " + cause.Error())
-		change.Put.Records = []*Record{r}
-	}
-	return errors.Join(cause, c.f.save(change))
-}
-
-// waitForNode waits, shortly after a start, until the node reports.
-func (f *Fleet) waitForNode(ctx context.Context, node string) bool {
-	for {
-		f.mu.Lock()
-		n := f.nodes[node]
-		ok := n != nil && n.session != 0 && n.known.Unplaceable == ""
-		seen := f.changed
-		f.mu.Unlock()
-		if ok || !f.waitForChange(ctx, seen) {
-			return ok
-		}
-	}
+	return req
 }
 
 // outcome is what an error of a node's claim means.
@@ -333,10 +318,11 @@ type outcome struct {
 }
 
 var (
-	outcomeClaimed = outcome{"claimed", placement.Claimed}
-	outcomeRefused = outcome{"refused", placement.Refused}
-	outcomeInvalid = outcome{"invalid", placement.Unknown} // would be refused by every node
-	outcomeUnknown = outcome{"unknown", placement.Unknown} // may have been carried out
+	outcomeClaimed    = outcome{"claimed", placement.Claimed}
+	outcomeRefused    = outcome{"refused", placement.Refused}
+	outcomeInvalid    = outcome{"invalid", placement.Unknown}    // would be refused by every node
+	outcomeSuperseded = outcome{"superseded", placement.Unknown} // another controller leads
+	outcomeUnknown    = outcome{"unknown", placement.Unknown}    // may have been carried out
 )
 
 // outcomeOf is careful: only an answer that says that nothing was done counts as
@@ -348,6 +334,8 @@ func outcomeOf(err error) outcome {
 		return outcomeClaimed
 	case errors.Is(err, env.ErrInvalid):
 		return outcomeInvalid
+	case errors.Is(err, env.ErrSuperseded):
+		return outcomeSuperseded
 	case errors.Is(err, env.ErrExhausted), errors.Is(err, env.ErrNotFound), errors.Is(err, env.ErrState),
 		errors.Is(err, env.ErrUnsupported), errors.Is(err, env.ErrDenied):
 		return outcomeRefused

@@ -3,6 +3,7 @@ package fleet
 import (
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -21,8 +22,13 @@ type storedRecord struct {
 	Environment []byte      `json:"env"`
 	Changed     time.Time   `json:"changed"`
 	Stale       []Placement `json:"stale,omitempty"`
-	Snapshots   bool        `json:"snapshots,omitempty"`
+	Next        Placement   `json:"next,omitzero"`
 	Ended       bool        `json:"ended,omitempty"`
+	Key         []byte      `json:"key,omitempty"`
+	Request     []byte      `json:"request,omitempty"`
+	Count       int         `json:"count,omitempty"`
+	Object      string      `json:"object,omitempty"`
+	UID         string      `json:"uid,omitempty"`
 }
 
 // EncodeRecord gives the bytes that a Store keeps.
@@ -31,7 +37,9 @@ func EncodeRecord(r *Record) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode record %s: %w", r.ID(), err)
 	}
-	return json.Marshal(storedRecord{format, e, r.Changed.UTC().Round(0), r.Stale, r.Snapshots, r.Ended})
+	return json.Marshal(storedRecord{
+		format, e, r.Changed.UTC().Round(0), r.Stale, r.Next, r.Ended, hashBytes(r.ClaimKey), hashBytes(r.ClaimRequest), r.Count, r.Object, r.UID,
+	})
 }
 
 // DecodeRecord reads them back. Damaged ones are env.ErrCorrupt.
@@ -44,32 +52,11 @@ func DecodeRecord(b []byte) (*Record, error) {
 	if err := proto.Unmarshal(s.Environment, e); err != nil {
 		return nil, fmt.Errorf("%w: stored environment: %s", env.ErrCorrupt, err)
 	}
-	return &Record{Environment: e, Changed: s.Changed, Stale: s.Stale, Snapshots: s.Snapshots, Ended: s.Ended}, nil
-}
-
-type storedAnswer struct {
-	Format       int       `json:"v"`
-	Tenant       string    `json:"tenant"`
-	Key          string    `json:"key"`
-	Request      []byte    `json:"request"`
-	Environments []env.ID  `json:"environments,omitempty"`
-	Response     []byte    `json:"response,omitempty"`
-	Expires      time.Time `json:"expires"`
-}
-
-// EncodeAnswer gives the bytes that a Store keeps.
-func EncodeAnswer(a *Answer) ([]byte, error) {
-	return json.Marshal(storedAnswer{format, a.Tenant, a.Key, a.Request[:], a.Environments, a.Response, a.Expires.UTC().Round(0)})
-}
-
-// DecodeAnswer reads them back. Damaged ones are env.ErrCorrupt.
-func DecodeAnswer(b []byte) (*Answer, error) {
-	var s storedAnswer
-	if err := decode(b, &s, &s.Format); err != nil {
+	r := &Record{Environment: e, Changed: s.Changed, Stale: s.Stale, Next: s.Next, Ended: s.Ended, Count: s.Count, Object: s.Object, UID: s.UID}
+	if err := errors.Join(copyOptionalHash((*[sha256.Size]byte)(&r.ClaimKey), s.Key), copyOptionalHash(&r.ClaimRequest, s.Request)); err != nil {
 		return nil, err
 	}
-	a := &Answer{AnswerKey: AnswerKey{s.Tenant, s.Key}, Environments: s.Environments, Response: s.Response, Expires: s.Expires}
-	return a, copyHash(&a.Request, s.Request)
+	return r, nil
 }
 
 type storedAPIKey struct {
@@ -132,4 +119,19 @@ func copyHash(dst *[sha256.Size]byte, src []byte) error {
 		return fmt.Errorf("%w: stored digest has %d bytes", env.ErrCorrupt, len(src))
 	}
 	return nil
+}
+
+// hashBytes is nil for a digest of zeros, which stands for none.
+func hashBytes(h [sha256.Size]byte) []byte {
+	if h == [sha256.Size]byte{} {
+		return nil
+	}
+	return h[:]
+}
+
+func copyOptionalHash(dst *[sha256.Size]byte, src []byte) error {
+	if len(src) == 0 {
+		return nil
+	}
+	return copyHash(dst, src)
 }

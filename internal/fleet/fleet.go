@@ -12,14 +12,22 @@ import (
 	"hearth/internal/placement"
 )
 
-// Config has the fleet's times. Zero values take the defaults.
+// Config has the fleet's times and bounds. Zero values take the defaults.
 type Config struct {
+	// Observer is told what happens; nil is nobody.
+	Observer Observer
 	// Heartbeat is the interval that agents are told. Default 2 s.
 	Heartbeat time.Duration
 	// LostAfter without a word a node gets no more claims. After a start the
 	// fleet waits this long for nodes before it says that there are none.
 	// Default five heartbeats.
 	LostAfter time.Duration
+	// FenceAfter the sending of its last report that was answered a node freezes
+	// and locks its environments. Default 5 min; negative is never.
+	FenceAfter time.Duration
+	// PlaceAfter the last report of a node its environments are failed, if the node
+	// fences. Default FenceAfter and a minute.
+	PlaceAfter time.Duration
 	// AttemptTimeout bounds a claim at one node, a cold start included. Default 1 min.
 	AttemptTimeout time.Duration
 	// ClaimTimeout bounds a claim over all nodes. Default 3 min.
@@ -30,8 +38,11 @@ type Config struct {
 	SnapshotTimeout time.Duration
 	// AbandonAfter: a claim that was interrupted and not repeated is undone. Default 10 min.
 	AbandonAfter time.Duration
-	// KeepAnswers is how long an idempotency key is remembered, and a final
-	// environment shown. Default 24 h.
+	// AdoptWait after a start, a claim of an ephemeral class waits for nodes to
+	// report, since one of them may know its key. Default 2 s.
+	AdoptWait time.Duration
+	// KeepAnswers is how long an answer is remembered, and a final environment
+	// shown. Default 24 h.
 	KeepAnswers time.Duration
 	// MaxAnswers and MaxAnswerBytes bound the remembered answers; beyond either
 	// the oldest are forgotten before their time. Defaults 100,000 and 256 MiB.
@@ -51,6 +62,7 @@ func (c Config) withDefaults() Config {
 	def(&c.CallTimeout, 15*time.Second)
 	def(&c.SnapshotTimeout, 15*time.Minute)
 	def(&c.AbandonAfter, 10*time.Minute)
+	def(&c.AdoptWait, 2*time.Second)
 	def(&c.KeepAnswers, 24*time.Hour)
 	if c.MaxAnswers == 0 {
 		c.MaxAnswers = 100_000
@@ -58,7 +70,7 @@ func (c Config) withDefaults() Config {
 	if c.MaxAnswerBytes == 0 {
 		c.MaxAnswerBytes = 256 << 20
 	}
-	return c
+	return c.withPartition()
 }
 
 // Dial makes the client of a node. It connects to nothing yet. The client's
@@ -77,23 +89,37 @@ type Fleet struct {
 	started time.Time
 	wake    chan struct{} // has one element if the sweep shall not wait for its tick
 
-	// writing makes a change's reading, storing and publishing one step. It is
-	// held over the store's fsync, mu is not.
-	writing sync.Mutex
+	// lanes and keys are held over the store's round trips, mu is not.
+	lanes *lanes
+	keys  sync.Mutex // makes a change to the keys or tokens, stored and shown, one step
 
-	mu      sync.Mutex // guards all below; records are never changed in place
-	index   *placement.Index
-	nodes   map[string]*nodeState
-	records map[env.ID]*Record
-	answers answerBook
-	due     *schedule[env.ID] // when records are to be forgotten or given up
-	apiKeys map[string]APIKey
-	joins   map[[32]byte]JoinToken
-	busy    map[AnswerKey]chan struct{} // calls under way; closed at their end
-	pending map[env.ID]struct{}         // records with stale placements
-	ending  map[staleItem]*ending       // releases under way or to be tried again
-	changed chan struct{}               // closed and replaced when nodes changed
-	session uint64
+	mu       sync.Mutex // guards all below; records are never changed in place
+	index    *placement.Index
+	nodes    map[string]*nodeState
+	records  map[env.ID]*Record
+	byClaim  map[ClaimKey][]env.ID // records by the call that made them
+	answers  answerBook
+	due      *schedule[env.ID] // when records are to be forgotten or given up
+	apiKeys  map[string]APIKey
+	joins    map[[32]byte]JoinToken
+	busy     map[ClaimKey]chan struct{} // calls under way; closed at their end
+	underWay map[env.ID]*underWay       // being claimed by this process
+	doubtful map[env.ID]struct{}        // claims that an earlier process may have answered
+	unsure   map[env.ID]struct{}        // records of which the store may hold another state
+	pending  map[env.ID]struct{}        // records with stale placements
+	ending   map[staleItem]*ending      // releases under way or to be tried again
+	changed  chan struct{}              // closed and replaced when nodes changed
+	session  uint64
+
+	census   census
+	wishes   map[string]NodeWish
+	drained  map[string]struct{} // nodes of which was told that nothing is left there
+	classes  *classSet           // nil if nodes have their own
+	budgets  map[string]Budget
+	moves    map[env.ID]*move
+	users    map[env.ID]*users
+	asides   int           // goroutines that go on after their report was answered
+	noAsides chan struct{} // closed when there are none, if somebody waits for that
 }
 
 // New loads the store and raises its epoch. It starts nothing: see Run.
@@ -108,22 +134,50 @@ func New(log *slog.Logger, store Store, dial Dial, cfg Config, m *Metrics) (*Fle
 	}
 	f := &Fleet{
 		log: log, store: store, dial: dial, cfg: cfg.withDefaults(), metrics: m, epoch: epoch,
-		started: time.Now(),
-		wake:    make(chan struct{}, 1),
-		index:   placement.NewIndex(),
-		nodes:   map[string]*nodeState{},
-		records: map[env.ID]*Record{},
-		answers: newAnswerBook(),
-		due:     newSchedule[env.ID](),
-		apiKeys: map[string]APIKey{},
-		joins:   map[[32]byte]JoinToken{},
-		busy:    map[AnswerKey]chan struct{}{},
-		pending: map[env.ID]struct{}{},
-		ending:  map[staleItem]*ending{},
-		changed: make(chan struct{}),
+		started:  time.Now(),
+		wake:     make(chan struct{}, 1),
+		lanes:    newLanes(),
+		index:    placement.NewIndex(),
+		nodes:    map[string]*nodeState{},
+		records:  map[env.ID]*Record{},
+		byClaim:  map[ClaimKey][]env.ID{},
+		answers:  newAnswerBook(),
+		due:      newSchedule[env.ID](),
+		apiKeys:  map[string]APIKey{},
+		joins:    map[[32]byte]JoinToken{},
+		busy:     map[ClaimKey]chan struct{}{},
+		underWay: map[env.ID]*underWay{},
+		doubtful: map[env.ID]struct{}{},
+		unsure:   map[env.ID]struct{}{},
+		pending:  map[env.ID]struct{}{},
+		ending:   map[staleItem]*ending{},
+		changed:  make(chan struct{}),
+		census:   newCensus(),
+		drained:  map[string]struct{}{},
+		moves:    map[env.ID]*move{},
+		users:    map[env.ID]*users{},
 	}
-	f.publish(Change{Put: st})
+	if err := f.cfg.checkPartition(); err != nil {
+		return nil, err
+	}
+	f.begun(st)
 	return f, nil
+}
+
+// begun shows what an earlier process has stored.
+func (f *Fleet) begun(st State) {
+	for _, r := range st.Records {
+		if r.Phase() == env.PhaseClaiming {
+			f.doubtful[r.ID()] = struct{}{}
+		}
+		f.show(r)
+	}
+	for _, k := range st.APIKeys {
+		f.apiKeys[k.ID] = k
+	}
+	for _, t := range st.JoinTokens {
+		f.joins[t.Hash] = t
+	}
 }
 
 // Epoch is the controller's fencing number. It rises with every start.
@@ -131,96 +185,6 @@ func (f *Fleet) Epoch() uint64 { return f.epoch }
 
 // Heartbeat is the interval that agents are told.
 func (f *Fleet) Heartbeat() time.Duration { return f.cfg.Heartbeat }
-
-// save stores a change and then shows it. The caller holds writing.
-func (f *Fleet) save(c Change) error {
-	if err := f.store.Save(c); err != nil {
-		return fmt.Errorf("store %s: %w", c.Op, err)
-	}
-	f.publish(c)
-	return nil
-}
-
-// publish applies a stored change to memory.
-func (f *Fleet) publish(c Change) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, id := range c.DeleteRecords {
-		delete(f.records, id)
-		delete(f.pending, id)
-		f.due.drop(id)
-	}
-	for _, k := range c.DeleteAnswers {
-		f.answers.remove(k)
-	}
-	for _, id := range c.DeleteAPIKeys {
-		delete(f.apiKeys, id)
-	}
-	for _, t := range c.DeleteJoinTokens {
-		delete(f.joins, t.Hash)
-	}
-	for _, r := range c.Put.Records {
-		f.records[r.ID()] = r
-		if len(r.Stale) > 0 {
-			f.pending[r.ID()] = struct{}{}
-		} else {
-			delete(f.pending, r.ID())
-		}
-		if at, ok := f.dueAt(r); ok {
-			f.due.set(r.ID(), at)
-		} else {
-			f.due.drop(r.ID())
-		}
-	}
-	for _, a := range c.Put.Answers {
-		f.answers.put(a)
-	}
-	for _, k := range c.Put.APIKeys {
-		f.apiKeys[k.ID] = k
-	}
-	for _, t := range c.Put.JoinTokens {
-		f.joins[t.Hash] = t
-	}
-}
-
-// store and show what is new.
-func (f *Fleet) put(c Change) error {
-	f.writing.Lock()
-	defer f.writing.Unlock()
-	return f.save(c)
-}
-
-// update changes one record: stored first, then shown. Edit gets a copy; if it
-// returns an error nothing happens, and if it returns false nothing is stored.
-func (f *Fleet) update(op string, id env.ID, answer *Answer, edit func(*Record) (bool, error)) (*Record, error) {
-	f.writing.Lock()
-	defer f.writing.Unlock()
-	have := f.record(id)
-	if have == nil {
-		return nil, notFound(id)
-	}
-	r := have.clone()
-	store, err := edit(r)
-	if err != nil || !store {
-		return have, err
-	}
-	r.Changed = time.Now()
-	c := Change{Op: op, Put: State{Records: []*Record{r}}}
-	if answer != nil {
-		c.Put.Answers = []*Answer{answer}
-	}
-	return r, f.save(c)
-}
-
-func (f *Fleet) record(id env.ID) *Record {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.records[id]
-}
-
-func notFound(id env.ID) error {
-	return fmt.Errorf("%w: environment %s; list those that are with \"hearthctl list\"", env.ErrNotFound, id)
-}
 
 // poke lets the sweep run now.
 func (f *Fleet) poke() {

@@ -7,44 +7,54 @@ import (
 	"hearth/internal/env"
 )
 
-// forgetBatch bounds what one transaction deletes and one hold of the lock
-// looks at, so that claims pass in between.
+// forgetBatch bounds what one hold of the lock looks at, so that claims pass in
+// between.
 const forgetBatch = 256
 
 // dueAt is when a record is to be forgotten, or its claim given up; never, while
-// it lives, while a placement is to be released, and while it says whose
-// snapshots are whose.
+// it lives, while a placement is to be released, and while somebody else's object
+// says that it is wanted.
 func (f *Fleet) dueAt(r *Record) (time.Time, bool) {
 	switch p := r.Environment.GetPhase(); {
-	case p == hearthv1.Phase_PHASE_CLAIMING:
-		return r.Changed.Add(f.cfg.AbandonAfter), true
-	case !r.final() || len(r.Stale) > 0 || r.Snapshots:
+	case r.moving():
 		return time.Time{}, false
-	case p == hearthv1.Phase_PHASE_FAILED && r.Ended:
-		// Nobody was told of it. It is kept as long as a call to a node may last
-		// and make it after all, so that it is then released and not adopted.
+	case p == hearthv1.Phase_PHASE_CLAIMING && r.Object == "":
+		return later(r.Changed, f.started).Add(f.cfg.AbandonAfter), true
+	case !r.final() || len(r.Stale) > 0 || (r.Object != "" && !r.Ended):
+		return time.Time{}, false
+	case r.Ended && (p == hearthv1.Phase_PHASE_FAILED || r.Object != ""):
+		// Nobody was told of it, or its object is gone. It is kept as long as a
+		// call to a node may last and make it after all, so that it is then
+		// released and not adopted.
 		return r.Changed.Add(f.cfg.SnapshotTimeout), true
 	default:
 		return r.Changed.Add(f.cfg.KeepAnswers), true
 	}
 }
 
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
 // forget deletes what has been kept long enough, and gives up claims that were
 // interrupted and never repeated.
 func (f *Fleet) forget() {
 	now := time.Now()
+	if err := f.forgetJoinTokens(now); err != nil {
+		f.log.Warn("old join tokens not deleted", "error", err)
+	}
 	for {
-		c, abandoned, early := f.expired(now)
-		deleted := len(c.DeleteAnswers) + len(c.DeleteRecords) + len(c.DeleteJoinTokens)
-		if deleted > 0 {
-			if err := f.put(c); err != nil {
-				f.log.Warn("old state not deleted", "error", err)
-				return
-			}
-		}
+		answers, early := f.forgetAnswers(now)
 		if early > 0 {
 			f.metrics.dropped.Add(float64(early))
 			f.log.Warn("idempotency keys forgotten before their time: more than are kept", "count", early)
+		}
+		final, abandoned := f.expired(now)
+		for _, id := range final {
+			f.forgetRecord(id, now)
 		}
 		for _, id := range abandoned {
 			if err := f.abandon(id, now); err != nil && !isNotFound(err) {
@@ -52,15 +62,37 @@ func (f *Fleet) forget() {
 				return
 			}
 		}
-		if max(len(c.DeleteAnswers), len(c.DeleteRecords)+len(abandoned)) < forgetBatch {
+		if max(answers, len(final)+len(abandoned)) < forgetBatch {
 			return
 		}
 	}
 }
 
+func (f *Fleet) forgetAnswers(now time.Time) (count, early int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	keys, early := f.answers.old(now, f.cfg.MaxAnswers, f.cfg.MaxAnswerBytes, func(k ClaimKey) bool { return f.busy[k] != nil })
+	for _, k := range keys {
+		f.answers.remove(k)
+	}
+	return len(keys), early
+}
+
+func (f *Fleet) forgetRecord(id env.ID, now time.Time) {
+	defer f.lanes.enter(id)()
+	r := f.record(id)
+	if r == nil {
+		return
+	}
+	if at, ok := f.dueAt(r); ok && r.final() && !at.After(now) {
+		f.drop("forget", r)
+	}
+}
+
+// abandon ends a claim whose call has ended in this process and was not repeated.
 func (f *Fleet) abandon(id env.ID, now time.Time) error {
-	_, err := f.update("claim-abandon", id, nil, func(r *Record) (bool, error) {
-		if r.Environment.GetPhase() != hearthv1.Phase_PHASE_CLAIMING || now.Sub(r.Changed) < f.cfg.AbandonAfter {
+	_, err := f.update("claim-abandon", id, func(r *Record) (bool, error) {
+		if at, ok := f.dueAt(r); !ok || r.final() || at.After(now) || f.isUnderWay(id) {
 			return false, nil
 		}
 		r.end(hearthv1.Phase_PHASE_FAILED, "the claim was interrupted and never repeated")
@@ -69,32 +101,28 @@ func (f *Fleet) abandon(id env.ID, now time.Time) error {
 	return err
 }
 
-// expired lists a batch of what is to be forgotten and given up. Early counts
-// the answers among it that are forgotten for want of room.
-func (f *Fleet) expired(now time.Time) (c Change, abandoned []env.ID, early int) {
+// expired lists a batch of what is to be forgotten and given up. A claim that an
+// earlier process may have answered is not given up: its node is asked.
+func (f *Fleet) expired(now time.Time) (final, abandoned []env.ID) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	c.Op = "forget"
-	underWay := map[env.ID]bool{}
-	for k := range f.busy {
-		for _, id := range f.answers.get(k).environments() {
-			underWay[id] = true
-		}
-	}
-	c.DeleteAnswers, early = f.answers.old(now, f.cfg.MaxAnswers, f.cfg.MaxAnswerBytes, func(k AnswerKey) bool { return f.busy[k] != nil })
-	for _, t := range f.joins {
-		if t.Expires.Before(now) {
-			c.DeleteJoinTokens = append(c.DeleteJoinTokens, t)
-		}
-	}
-	for _, id := range f.due.oldest(forgetBatch, func(id env.ID, at time.Time) (list, more bool) {
-		return !at.After(now) && !underWay[id], !at.After(now)
-	}) {
-		if f.records[id].final() {
-			c.DeleteRecords = append(c.DeleteRecords, id)
-		} else {
+	due := f.due.oldest(forgetBatch, func(id env.ID, at time.Time) (list, more bool) {
+		return !at.After(now) && f.underWay[id] == nil, !at.After(now)
+	})
+	for _, id := range due {
+		r := f.records[id]
+		_, doubtful := f.doubtful[id]
+		switch {
+		case r.final():
+			final = append(final, id)
+		case doubtful:
+			f.due.set(id, now.Add(f.cfg.AbandonAfter))
+			if n := f.nodes[r.Environment.GetNode()]; n != nil && n.session != 0 {
+				n.missing[id] = struct{}{}
+			}
+		default:
 			abandoned = append(abandoned, id)
 		}
 	}
-	return c, abandoned, early
+	return final, abandoned
 }

@@ -15,6 +15,7 @@ type Metrics struct {
 	detections *prometheus.CounterVec
 	nodes      prometheus.Gauge
 	dropped    prometheus.Counter
+	nodeMetrics
 }
 
 // NewMetrics registers hearth_fleet_….
@@ -28,7 +29,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Buckets: []float64{.001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 30, 60},
 		}),
 		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "hearth_fleet_claim_attempts_total", Help: "Claims sent to a node, by outcome: claimed, refused, unknown, invalid.",
+			Name: "hearth_fleet_claim_attempts_total", Help: "Claims sent to a node, by outcome: claimed, refused, unknown, invalid, superseded.",
 		}, []string{"outcome"}),
 		reconciles: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "hearth_fleet_reconciled_total", Help: "Environments of inventories that differed from the store, by action: adopt, observe, release.",
@@ -43,6 +44,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "hearth_fleet_answers_dropped_total", Help: "Idempotency keys forgotten before their time, because there were more than are kept.",
 		}),
 	}
+	m.nodeMetrics = newNodeMetrics(reg)
 	reg.MustRegister(m.claims, m.seconds, m.attempts, m.reconciles, m.detections, m.nodes, m.dropped)
 	return m
 }

@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"crypto/sha256"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -20,13 +21,27 @@ type Record struct {
 	Changed time.Time
 	// Stale are placements that must be released and are not confirmed to be.
 	Stale []Placement
-	// Snapshots is true if the environment may have left snapshots on its node.
-	// Such a record outlives the environment: it says whose they are.
-	Snapshots bool
+	// Next is where the environment is on its way to while it moves; see move.go.
+	// Its node is empty otherwise, and its generation then the highest that was
+	// ever meant for a node, if that is not the Environment's.
+	Next Placement
 	// Ended is true once the controller has decided the end: whatever of the
 	// environment a node shows from then on is released. An environment that
 	// failed by itself, or that its node denied, is not ended.
 	Ended bool
+	// ClaimKey and ClaimRequest are of the call that made it, so that a call that
+	// is repeated is known again. Both are zero if it was made for an object.
+	// ClaimRequest alone is zero if it is not known: then any request fits.
+	ClaimKey     ClaimKey
+	ClaimRequest [sha256.Size]byte
+	// Count is how many environments that call made; 0 is not known.
+	Count int
+	// Ephemeral records are kept in memory only.
+	Ephemeral bool
+	// Object is the store's name of the object that somebody else made and that
+	// this environment is for, and UID its identity; empty if there is none.
+	// Whoever made it ends the environment, by ending the object: see End.
+	Object, UID string
 }
 
 // Placement is one generation of an environment on one node.
@@ -57,9 +72,57 @@ func (r *Record) final() bool {
 	return p == hearthv1.Phase_PHASE_RELEASED || p == hearthv1.Phase_PHASE_FAILED
 }
 
-// end makes the record final and its placement stale.
+// merged is what the node says of the environment, but for what is decided
+// elsewhere.
+func (r *Record) merged(e *hearthv1.Environment) *hearthv1.Environment {
+	have := r.Environment
+	e = shown(e)
+	e.Node, e.Class, e.Tenant, e.Labels = have.GetNode(), have.GetClass(), have.GetTenant(), have.GetLabels()
+	e.RestoredFrom, e.Ephemeral = have.GetRestoredFrom(), r.Ephemeral
+	return e
+}
+
+func (r *Record) setEphemeral(is bool) { r.Ephemeral, r.Environment.Ephemeral = is, is }
+
+func byID(a, b *Record) int { return strings.Compare(string(a.ID()), string(b.ID())) }
+
+// because is ": " and the record's message, or nothing.
+func because(r *Record) string {
+	if m := r.Environment.GetMessage(); m != "" {
+		return ": " + m
+	}
+	return ""
+}
+
+// adopt believes the node about everything but whose the environment is. What a
+// record was made by is taken from it only if it is not known yet.
+func (r *Record) adopt(node string, e *hearthv1.Environment) {
+	tenant, stored := r.Environment.GetTenant(), r.Environment.GetId() != "" && !r.Ephemeral
+	r.Environment = shown(e)
+	r.Environment.Node, r.Environment.Tenant = node, tenant
+	r.setEphemeral(e.GetEphemeral() && !stored) // what is stored once stays so
+	if r.ClaimKey == (ClaimKey{}) && r.Object == "" && len(e.GetClaimKey()) == len(r.ClaimKey) && len(e.GetClaimRequest()) == len(r.ClaimRequest) {
+		copy(r.ClaimKey[:], e.GetClaimKey())
+		copy(r.ClaimRequest[:], e.GetClaimRequest())
+	}
+}
+
+// shown is a copy of what a node says, for callers: without what only controllers
+// need.
+func shown(e *hearthv1.Environment) *hearthv1.Environment {
+	e = proto.CloneOf(e)
+	e.ClaimKey, e.ClaimRequest = nil, nil
+	return e
+}
+
+// end makes the record final and its placement stale, and the one that it was on
+// its way to.
 func (r *Record) end(p hearthv1.Phase, message string) {
 	r.makeStale()
+	if r.moving() && r.Next.Node != r.Environment.GetNode() {
+		r.addStale(r.Next)
+	}
+	r.Next.Node = ""
 	r.Environment.Phase, r.Environment.Message, r.Ended = p, message, true
 }
 
@@ -114,26 +177,17 @@ var phaseWord = map[hearthv1.Phase]env.Phase{
 	hearthv1.Phase_PHASE_QUARANTINED: env.PhaseQuarantined,
 	hearthv1.Phase_PHASE_RELEASED:    env.PhaseReleased,
 	hearthv1.Phase_PHASE_FAILED:      env.PhaseFailed,
+	hearthv1.Phase_PHASE_FENCED:      env.PhaseFenced,
 }
 
-// AnswerKey names a call that may be repeated.
-type AnswerKey struct {
-	Tenant string
-	Key    string // the caller's idempotency key
-}
+// ClaimKey names a call that may be repeated: the SHA-256 of tenant, a zero byte
+// and the caller's idempotency key.
+type ClaimKey [sha256.Size]byte
 
-// Answer is what a call was answered, or, while Response is nil, that it has begun.
-type Answer struct {
-	AnswerKey
-	// Request is a digest of the method and the request, so that a key that is
-	// used for something else is noticed.
-	Request [sha256.Size]byte
-	// Environments are those that the call makes.
-	Environments []env.ID
-	// Response is the encoded answer. It holds access tokens: a Store keeps it
-	// as it keeps private keys.
-	Response []byte
-	Expires  time.Time
+// claimKey is never that of another tenant's key, since no tenant's name holds a
+// zero byte.
+func claimKey(tenant, key string) ClaimKey {
+	return sha256.Sum256([]byte(tenant + "\x00" + key))
 }
 
 // APIKey lets callers in. The key itself is stored nowhere.

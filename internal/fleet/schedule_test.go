@@ -53,14 +53,14 @@ func TestAnAnswerInUseIsNotForgotten(t *testing.T) {
 	now := time.Unix(1_000_000, 0)
 	b := newAnswerBook()
 	for i, key := range []string{"a", "b", "c", "d"} {
-		b.put(&Answer{AnswerKey: AnswerKey{"t", key}, Expires: now.Add(time.Duration(i-1) * time.Minute)})
+		b.put(&answer{key: claimKey("t", key), expires: now.Add(time.Duration(i-1) * time.Minute)})
 	}
-	keys, early := b.old(now, 2, 1<<20, func(k AnswerKey) bool { return k.Key == "b" })
-	if diff := cmp.Diff([]AnswerKey{{"t", "a"}, {"t", "c"}}, keys); diff != "" || early != 1 {
+	keys, early := b.old(now, 2, 1<<20, func(k ClaimKey) bool { return k == claimKey("t", "b") })
+	if diff := cmp.Diff([]ClaimKey{claimKey("t", "a"), claimKey("t", "c")}, keys); diff != "" || early != 1 {
 		t.Errorf("early %d; keys: %s", early, diff)
 	}
 	for _, key := range []string{"a", "b", "c", "d"} {
-		b.remove(AnswerKey{"t", key})
+		b.remove(claimKey("t", key))
 	}
 	if b.bytes != 0 || len(b.ends.items)+len(b.ends.order) != 0 {
 		t.Errorf("an empty book: %d bytes, %v", b.bytes, b.ends)

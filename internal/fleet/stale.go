@@ -73,6 +73,9 @@ func (f *Fleet) takeStale(now time.Time) []staleItem {
 	}
 	var out []staleItem
 	for id := range f.pending {
+		if m := f.moves[id]; m != nil && m.running {
+			continue // it may still be asking for what is stale now
+		}
 		for _, p := range f.records[id].Stale {
 			it := staleItem{id, p}
 			n, e := f.nodes[p.Node], f.ending[it]
@@ -136,16 +139,14 @@ func (f *Fleet) releaseStale(ctx context.Context, it staleItem) {
 func (f *Fleet) releaseOne(ctx context.Context, it staleItem) error {
 	ctx, cancel := context.WithTimeout(ctx, f.cfg.SnapshotTimeout)
 	defer cancel()
-	resp, err := f.client(it.at.Node).Release(ctx, releaseRequest(it.id, it.at.Generation, false))
+	_, err := f.client(it.at.Node).Release(ctx, releaseRequest(it.id, it.at.Generation, false))
 	if err != nil && !isGone(err) {
 		return err
 	}
-	_, err = f.update("stale-released", it.id, nil, func(r *Record) (bool, error) {
+	_, err = f.update("stale-released", it.id, func(r *Record) (bool, error) {
 		before := len(r.Stale)
 		r.dropStale(it.at)
-		snapshots := r.Snapshots
-		r.Snapshots = snapshots || resp.GetSnapshot() != nil
-		return len(r.Stale) != before || r.Snapshots != snapshots, nil
+		return len(r.Stale) != before, nil
 	})
 	if isNotFound(err) {
 		return nil
@@ -159,8 +160,11 @@ func (f *Fleet) releaseOne(ctx context.Context, it staleItem) error {
 // says fenced: it holds one generation of an environment, so the named one is
 // gone, and the later one is not what the release was for; its inventory shows
 // it, and judge decides. One that has an earlier generation than was named
-// releases it: what is stale there is that and everything before.
-func isGone(err error) bool { return isNotFound(err) || errors.Is(err, env.ErrFenced) }
+// releases it: what is stale there is that and everything before. A node that
+// obeys a newer controller says nothing of the environment.
+func isGone(err error) bool {
+	return isNotFound(err) || (errors.Is(err, env.ErrFenced) && !errors.Is(err, env.ErrSuperseded))
+}
 
 // releaseRequest is the same for the caller's release and the sweep's of one
 // generation, so that the node joins the second to the first. One with a

@@ -7,5 +7,8 @@
 // goroutine that it started has ended or the deadline has passed, which it
 // then says by the part's name.
 //
+// A group can retire before it stops, because a successor takes over: parts that
+// know how to retire do so and linger until the stop, all others stop at once.
+//
 // It refuses to restart a part: what needs a restart does it within itself.
 package lifecycle

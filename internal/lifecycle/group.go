@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -18,6 +20,9 @@ type Part struct {
 	// group and goes on until its context ends. Returning earlier, with or
 	// without an error, ends the group.
 	Run func(ctx context.Context) error
+	// Retire lets go of what a successor needs; Run and Stop come as ever
+	// afterwards. A part without it is stopped when the group retires.
+	Retire func(ctx context.Context) error
 	// Stop undoes Start. It is called while Run still goes on, so that a part
 	// can finish what it is at; Run's context ends when Stop has returned.
 	Stop func(ctx context.Context) error
@@ -30,9 +35,17 @@ type Group struct {
 	log         *slog.Logger
 	stopTimeout time.Duration
 	parts       []Part
+	retirements chan retirement
+	ended       chan struct{} // closed when Run returns
 
 	mu    sync.Mutex // guards state
 	state state
+}
+
+// retirement is a call of Retire, carried out by Run.
+type retirement struct {
+	then func() error
+	done chan error
 }
 
 type state string
@@ -40,6 +53,7 @@ type state string
 const (
 	stateStarting state = "starting"
 	stateRunning  state = "running"
+	stateRetired  state = "handed over"
 	stateStopping state = "stopping"
 )
 
@@ -48,7 +62,10 @@ var ErrEnded = errors.New("ended unasked")
 
 // NewGroup makes an empty group. All stops together take at most stopTimeout.
 func NewGroup(log *slog.Logger, stopTimeout time.Duration) *Group {
-	return &Group{log: log, stopTimeout: stopTimeout, state: stateStarting}
+	return &Group{
+		log: log, stopTimeout: stopTimeout, state: stateStarting,
+		retirements: make(chan retirement), ended: make(chan struct{}),
+	}
 }
 
 // Add appends a part. Parts that others need come first.
@@ -78,6 +95,7 @@ type running struct {
 	part   Part
 	cancel context.CancelFunc
 	done   chan struct{} // closed when Run has returned; nil if there is no Run
+	told   atomic.Bool   // to end, which Stop may bring about before cancel does
 }
 
 // failure is the end of one part's Run.
@@ -88,8 +106,9 @@ type failure struct {
 
 // Run starts the parts, waits until ctx ends or a part fails, and stops the
 // parts in reverse. It returns the first failure joined with those of
-// stopping; nil after an orderly stop.
+// stopping; nil after an orderly stop. It is called once.
 func (g *Group) Run(ctx context.Context) error {
+	defer close(g.ended)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	failures := make(chan failure, len(g.parts))
@@ -106,7 +125,7 @@ func (g *Group) Run(ctx context.Context) error {
 	if first == nil {
 		g.set(stateRunning)
 		g.log.Info("all parts started", "parts", len(up))
-		first = g.wait(ctx, failures)
+		up, first = g.wait(ctx, up, failures)
 	}
 	g.set(stateStopping)
 	if first != nil {
@@ -115,14 +134,66 @@ func (g *Group) Run(ctx context.Context) error {
 	return errors.Join(first, g.stop(ctx, up))
 }
 
-func (g *Group) wait(ctx context.Context, failures <-chan failure) error {
-	select {
-	case <-ctx.Done():
-		g.log.Info("stopping", "cause", context.Cause(ctx))
-		return nil
-	case f := <-failures:
-		return fmt.Errorf("run %s: %w", f.name, f.err)
+// wait returns what is still up when it is time to stop, and why it is if that
+// is a failure.
+func (g *Group) wait(ctx context.Context, up []*running, failures <-chan failure) ([]*running, error) {
+	for {
+		select {
+		case <-ctx.Done():
+			g.log.Info("stopping", "cause", context.Cause(ctx))
+			return up, nil
+		case f := <-failures:
+			return up, fmt.Errorf("run %s: %w", f.name, f.err)
+		case r := <-g.retirements:
+			g.set(stateRetired)
+			var err error
+			if up, err = g.retire(ctx, up); err == nil {
+				err = r.then()
+			}
+			r.done <- err
+			if err != nil {
+				return up, fmt.Errorf("retire: %w", err)
+			}
+		}
 	}
+}
+
+// Retire stops every part that does not know how to retire and retires the
+// others, in reverse, then calls then. Afterwards the group is not ready, and
+// goes on until its context ends. A failure ends the group: what was let go
+// cannot be taken back. It must not be called by the Run of a part that does
+// not retire, which it waits for.
+func (g *Group) Retire(then func() error) error {
+	r := retirement{then: then, done: make(chan error, 1)}
+	select {
+	case g.retirements <- r:
+	case <-g.ended:
+		return ErrEnded
+	}
+	return <-r.done
+}
+
+// retire returns the parts that linger, in order. All share one deadline.
+func (g *Group) retire(ctx context.Context, up []*running) ([]*running, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), g.stopTimeout)
+	defer cancel()
+	var errs []error
+	var left []*running
+	for i := len(up) - 1; i >= 0; i-- {
+		r := up[i]
+		if r.part.Retire == nil {
+			if err := r.stop(ctx); err != nil {
+				errs = append(errs, fmt.Errorf("stop %s: %w", r.part.Name, err))
+			}
+			continue
+		}
+		left = append(left, r)
+		if err := r.part.Retire(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("retire %s: %w", r.part.Name, err))
+		}
+	}
+	slices.Reverse(left)
+	return left, errors.Join(errs...)
 }
 
 func (g *Group) start(ctx context.Context, p Part, failures chan<- failure) (*running, error) {
@@ -143,8 +214,8 @@ func (g *Group) start(ctx context.Context, p Part, failures chan<- failure) (*ru
 		go func() {
 			defer close(r.done)
 			err := p.Run(runCtx)
-			if runCtx.Err() != nil {
-				return // it was told to end
+			if r.told.Load() {
+				return
 			}
 			if err == nil {
 				err = ErrEnded
@@ -171,6 +242,7 @@ func (g *Group) stop(ctx context.Context, up []*running) error {
 }
 
 func (r *running) stop(ctx context.Context) error {
+	r.told.Store(true)
 	var err error
 	if r.part.Stop != nil {
 		err = r.part.Stop(ctx)

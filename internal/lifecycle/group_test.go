@@ -136,3 +136,71 @@ func TestACheckMakesTheGroupNotReady(t *testing.T) {
 		<-done
 	})
 }
+
+func TestARetiredGroupKeepsWhatLingersUntilItsStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, g := &diary{}, newGroup()
+		lingers := d.part("b")
+		lingers.Retire = func(context.Context) error { d.note("retire b"); return nil }
+		g.Add(d.part("a"))
+		g.Add(lingers)
+		serves, closed := d.part("c"), make(chan struct{}) // as a server does: its Stop ends its Run
+		stop := serves.Stop
+		serves.Run = func(context.Context) error { <-closed; d.note("end c"); return nil }
+		serves.Stop = func(ctx context.Context) error { defer close(closed); return stop(ctx) }
+		g.Add(serves)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- g.Run(ctx) }()
+		synctest.Wait()
+		if err := g.Retire(func() error { d.note("then"); return nil }); err != nil {
+			t.Errorf("retire = %v", err)
+		}
+		if err := g.Ready(); err == nil || err.Error() != "handed over" {
+			t.Errorf("ready = %v", err)
+		}
+		d.note("linger")
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		want := []string{
+			"start a", "start b", "start c", "stop c", "end c", "retire b", "stop a", "end a", "then", "linger", "stop b", "end b",
+		}
+		if !slices.Equal(d.lines, want) {
+			t.Errorf("%q, want %q", d.lines, want)
+		}
+		if err := g.Retire(func() error { return nil }); !errors.Is(err, ErrEnded) {
+			t.Errorf("retire of an ended group = %v", err)
+		}
+	})
+}
+
+func TestAFailedRetirementEndsTheGroup(t *testing.T) {
+	broken := errors.New("broken")
+	for name, test := range map[string]struct {
+		retire func(context.Context) error
+		then   func() error
+	}{
+		"a part":           {func(context.Context) error { return broken }, func() error { t.Error("called"); return nil }},
+		"what comes after": {func(context.Context) error { return nil }, func() error { return broken }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, g := &diary{}, newGroup()
+			p := d.part("a")
+			p.Retire = test.retire
+			g.Add(p)
+			done := make(chan error)
+			go func() { done <- g.Run(t.Context()) }()
+			if err := g.Retire(test.then); !errors.Is(err, broken) {
+				t.Errorf("retire = %v", err)
+			}
+			if err := <-done; !errors.Is(err, broken) {
+				t.Errorf("run = %v", err)
+			}
+			if want := []string{"start a", "stop a", "end a"}; !slices.Equal(d.lines, want) {
+				t.Errorf("%q, want %q", d.lines, want)
+			}
+		})
+	}
+}

@@ -220,19 +220,3 @@ func (m *Manager) mendWall() error {
 	}
 	return m.wall.install(nil)
 }
-
-// Cleanup destroys every island of the instance and removes all else that it
-// owns: pins, maps, NAT, the gateway's address. The Manager is of no use after.
-func (m *Manager) Cleanup(ctx context.Context) error {
-	faults := []error{m.Sweep(ctx, func(env.SlotID) bool { return false })}
-	faults = append(faults, m.wall.remove(), m.Close())
-	if lo, err := netlink.LinkByName("lo"); err == nil {
-		if err := netlink.AddrDel(lo, &netlink.Addr{IPNet: hostNet(m.cfg.gateway())}); err != nil {
-			faults = append(faults, fmt.Errorf("remove gateway address: %w", err))
-		}
-	}
-	if err := os.RemoveAll(m.cfg.PinDir); err != nil {
-		faults = append(faults, fmt.Errorf("remove pins: %w", err))
-	}
-	return errors.Join(faults...)
-}

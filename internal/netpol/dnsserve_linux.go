@@ -20,25 +20,42 @@ const (
 	dnsConnsMax  = 8    // TCP connections of one island
 	dnsTotalMax  = 1024 // questions of all islands that wait
 	dnsIdle      = 10 * time.Second
-	dnsStopAfter = 3 * time.Second
+	dnsStopAfter = time.Second // in which questions that wait are answered
+	dnsDrain     = 20 * time.Millisecond
 )
 
-// ServeDNS answers on the gateway's port 53, UDP and TCP, until ctx ends; it
-// returns once all its goroutines have. The sockets share the port with those
-// of a process that takes over. Each island may have DNSInFlight questions
-// waiting; more are dropped, and only its own.
-func (m *Manager) ServeDNS(ctx context.Context) error {
+// DNS is the resolver's sockets.
+type DNS struct {
+	m   *Manager
+	udp net.PacketConn
+	tcp net.Listener
+}
+
+// ListenDNS opens the gateway's port 53, UDP and TCP. The sockets share the port
+// with those of a process that takes over, or that hands over. Serve must follow.
+func (m *Manager) ListenDNS(ctx context.Context) (*DNS, error) {
 	addr := netip.AddrPortFrom(m.cfg.gateway(), 53).String()
 	lc := net.ListenConfig{Control: reusePort}
-	pc, err := lc.ListenPacket(ctx, "udp4", addr)
+	udp, err := lc.ListenPacket(ctx, "udp4", addr)
 	if err != nil {
-		return fmt.Errorf("listen for dns on udp %s: %w", addr, err)
+		return nil, fmt.Errorf("listen for dns on udp %s: %w", addr, err)
 	}
 	tcp, err := lc.Listen(ctx, "tcp4", addr)
 	if err != nil {
-		return errors.Join(fmt.Errorf("listen for dns on tcp %s: %w", addr, err), pc.Close())
+		return nil, errors.Join(fmt.Errorf("listen for dns on tcp %s: %w", addr, err), udp.Close())
 	}
-	h := &dnsHandler{m: m, ctx: ctx, waiting: map[netip.Addr]int{}, resolver: &resolver{
+	return &DNS{m: m, udp: udp, tcp: tcp}, nil
+}
+
+// Serve answers until ctx ends; it returns once all its goroutines have. Each
+// island may have DNSInFlight questions waiting; more are dropped, and only its
+// own. At the end, questions that wait are answered for a moment, and new ones
+// go to the process that took over, if one has opened the port.
+func (d *DNS) Serve(ctx context.Context) error {
+	m, pc, tcp := d.m, d.udp, d.tcp
+	answering, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	h := &dnsHandler{m: m, ctx: answering, waiting: map[netip.Addr]int{}, resolver: &resolver{
 		upstreams: m.cfg.Resolvers, timeout: m.cfg.DNSTimeout, ask: askUpstream, count: &m.dns}}
 	servers := []*dns.Server{
 		{PacketConn: pc, Handler: h, UDPSize: dns.MinMsgSize, MsgAcceptFunc: acceptQuestion},
@@ -53,11 +70,14 @@ func (m *Manager) ServeDNS(ctx context.Context) error {
 	running := len(servers)
 	select {
 	case <-ctx.Done():
+		deafen(pc, m.cfg.gateway())
+		time.Sleep(dnsDrain) // what came before is read
 	case fault = <-ended:
 		running--
 	}
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), dnsStopAfter)
 	defer cancel()
+	defer context.AfterFunc(stop, end)()
 	for _, s := range servers {
 		_ = s.ShutdownContext(stop) // the one that ended says "not started"
 	}
@@ -226,6 +246,24 @@ func addrOf(a net.Addr) netip.Addr {
 		return a.AddrPort().Addr().Unmap()
 	}
 	return netip.Addr{}
+}
+
+// deafen connects a socket to an address that never sends, so that new questions
+// are no more for it: the kernel gives them to other sockets on the port
+// (net/ipv4/udp.c, compute_score). What it received is still read and answered.
+func deafen(pc net.PacketConn, gateway netip.Addr) {
+	conn, ok := pc.(syscall.Conn)
+	if !ok {
+		return
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return // closed
+	}
+	const discard = 9 // RFC 863
+	_ = raw.Control(func(fd uintptr) {
+		_ = unix.Connect(int(fd), &unix.SockaddrInet4{Port: discard, Addr: gateway.As4()}) // it only spares questions
+	})
 }
 
 func reusePort(_, _ string, c syscall.RawConn) error {

@@ -2,6 +2,7 @@ package netpol
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -79,7 +80,8 @@ func openSite(t testing.TB, cfg Config, w *kerneltest.NS) *site {
 	}
 	s := &site{m, w}
 	t.Cleanup(func() {
-		if err := s.Cleanup(context.WithoutCancel(t.Context())); err != nil {
+		_, err := Remove(context.WithoutCancel(t.Context()), s.cfg, quiet())
+		if err := errors.Join(s.Close(), err); err != nil {
 			t.Errorf("Cleanup: %v", err)
 		}
 	})

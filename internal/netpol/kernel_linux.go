@@ -41,13 +41,55 @@ func openKernel(cfg Config) (*bpf.IslandObjects, *ebpf.MapSpec, error) {
 	err = spec.LoadAndAssign(objs, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: mapDir(cfg)}})
 	switch {
 	case errors.Is(err, ebpf.ErrMapIncompatible):
-		return nil, nil, fmt.Errorf("%w: the maps in %s are of another version: release the environments and clean the instance up: %w", env.ErrState, mapDir(cfg), err)
+		return nil, nil, otherMaps(mapDir(cfg), err)
 	case errors.Is(err, ebpf.ErrNotSupported):
 		return nil, nil, fmt.Errorf("load island programs: %w: %w", &env.UnsupportedError{Feature: "island programs", Needs: "Linux 6.1 with BPF"}, err)
 	case err != nil:
 		return nil, nil, fmt.Errorf("load island programs: %w", err)
 	}
 	return objs, spec.Maps[bpf.IslandMapFlows].InnerMap, nil
+}
+
+// CheckMaps says whether a Manager could take over the pinned maps, and changes
+// nothing: env.ErrState if they are of another version. None is fine.
+func CheckMaps(cfg Config) error {
+	cfg = cfg.withDefaults()
+	spec, err := bpf.LoadIsland()
+	if err != nil {
+		return fmt.Errorf("read island programs: %w", err)
+	}
+	if err := configure(spec, cfg); err != nil {
+		return err
+	}
+	for name, s := range spec.Maps {
+		if name[0] == '.' {
+			continue
+		}
+		if err := checkMap(s, filepath.Join(mapDir(cfg), name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkMap(spec *ebpf.MapSpec, path string) error {
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open pinned map %s: %w", path, err)
+	}
+	defer m.Close()
+	spec.MaxEntries = m.MaxEntries() // see keepSize
+	if err := spec.Compatible(m); err != nil {
+		return otherMaps(filepath.Dir(path), err)
+	}
+	return nil
+}
+
+func otherMaps(dir string, err error) error {
+	return fmt.Errorf("%w: the maps in %s are of another version: release the environments and clean the instance up: %w", env.ErrState, dir, err)
 }
 
 func mapDir(cfg Config) string  { return filepath.Join(cfg.PinDir, "maps") }

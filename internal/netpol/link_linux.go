@@ -216,16 +216,32 @@ func hostNet(a netip.Addr) *net.IPNet {
 	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(32, 32)}
 }
 
-// inNetNS runs f in a network namespace, on a thread that ends with it.
+// inNetNS runs f in a network namespace, on a thread that comes back. To throw
+// the thread away would not do: it may be the main one, which Go keeps for ever,
+// and with it the namespace.
 func inNetNS(ns *os.File, f func() error) error {
 	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread must not serve others
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("enter network namespace: %w", err)
-			return
-		}
-		done <- f()
-	}()
+	go func() { done <- visit(ns, f) }()
 	return <-done
+}
+
+// visit is inNetNS on the goroutine's own thread. If that cannot come back, it
+// stays locked and ends with its goroutine.
+func visit(ns *os.File, f func() error) error {
+	runtime.LockOSThread()
+	own, err := os.Open("/proc/thread-self/ns/net")
+	if err == nil {
+		defer own.Close()
+		err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
+	}
+	if err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("enter network namespace: %w", err)
+	}
+	err = f()
+	if back := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); back != nil {
+		return errors.Join(err, fmt.Errorf("leave network namespace: %w", back))
+	}
+	runtime.UnlockOSThread()
+	return err
 }

@@ -167,7 +167,11 @@ func TestKernelResolverServesOpenIslandsAndStripsPrivateAnswers(t *testing.T) {
 	go func() { defer close(upDone); _ = up.ActivateAndServe() }()
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error, 1)
-	go func() { served <- s.ServeDNS(ctx) }()
+	names, err := s.ListenDNS(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { served <- names.Serve(ctx) }()
 	defer func() {
 		cancel()
 		if err := <-served; err != nil {

@@ -212,6 +212,24 @@ func (w *wall) counters() (map[string]uint64, error) {
 	return out, nil
 }
 
+// present reports whether anything of the table is there.
+func (w *wall) present() (bool, error) {
+	c, err := nftables.New()
+	if err != nil {
+		return false, fmt.Errorf("open nftables: %w", err)
+	}
+	tables, err := c.ListTablesOfFamily(nftables.TableFamilyIPv4)
+	if err != nil {
+		return false, fmt.Errorf("list nft tables: %w", err)
+	}
+	for _, t := range tables {
+		if t.Name == w.table.Name {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 func (w *wall) remove() error {
 	c, err := nftables.New()
 	if err != nil {

@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"crypto/tls"
+	"io"
 	"net"
 	"net/http"
 	"time"
@@ -22,7 +23,7 @@ func UnixClient(path string) *http.Client {
 	t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return d.DialContext(ctx, "unix", path)
 	}
-	return &http.Client{Transport: t}
+	return &http.Client{Transport: cutting{t}}
 }
 
 // TLSClient makes an HTTP client that speaks HTTP/2 over TLS as cfg says, one
@@ -33,7 +34,39 @@ func TLSClient(cfg *tls.Config) *http.Client {
 	t := transport(protocols)
 	t.TLSClientConfig = cfg
 	t.DialContext = (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 15 * time.Second}).DialContext
-	return &http.Client{Transport: t}
+	return &http.Client{Transport: cutting{t}}
+}
+
+// cutting ends streams whose context has ended. The HTTP/2 client of net/http
+// looks at the context again only when the request's body gives it something,
+// which of a stream that waits for its peer is never.
+type cutting struct{ *http.Transport }
+
+func (c cutting) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Body == nil || r.ContentLength >= 0 {
+		return c.Transport.RoundTrip(r)
+	}
+	// Closed, and not ended: the peer sees a stream that was reset, not one that
+	// was complete.
+	stop := context.AfterFunc(r.Context(), func() { _ = r.Body.Close() })
+	resp, err := c.Transport.RoundTrip(r)
+	if err != nil {
+		stop()
+		return nil, err
+	}
+	resp.Body = watched{resp.Body, stop}
+	return resp, nil
+}
+
+// watched lets go of the context when the stream is closed.
+type watched struct {
+	io.ReadCloser
+	stop func() bool
+}
+
+func (w watched) Close() error {
+	w.stop()
+	return w.ReadCloser.Close()
 }
 
 func transport(p *http.Protocols) *http.Transport {

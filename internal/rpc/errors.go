@@ -24,6 +24,7 @@ var mapping = [...]struct {
 	{env.ErrExists, connect.CodeAlreadyExists, "exists"},
 	{env.ErrExhausted, connect.CodeResourceExhausted, "exhausted"},
 	{env.ErrState, connect.CodeFailedPrecondition, "state"},
+	{env.ErrSuperseded, connect.CodeAborted, "superseded"}, // before what it wraps
 	{env.ErrFenced, connect.CodeAborted, "fenced"},
 	{env.ErrDenied, connect.CodePermissionDenied, "denied"},
 	{env.ErrUnavailable, connect.CodeUnavailable, "unavailable"},

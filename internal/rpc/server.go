@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,9 +17,11 @@ import (
 
 // Server serves one handler on one or more listeners.
 type Server struct {
-	http   *http.Server
-	stop   context.CancelFunc // ends every stream
-	active atomic.Int64       // requests in a handler
+	http     *http.Server
+	stop     context.CancelFunc // ends every stream
+	stopping context.Context    // ends by stop
+	active   atomic.Int64       // requests in a handler
+	retiring sync.WaitGroup
 }
 
 // NewServer makes a server that has no listener yet. The handler's contexts
@@ -29,9 +32,9 @@ func NewServer(log *slog.Logger, handler http.Handler) *Server {
 	protocols.SetHTTP1(true) // curl
 	protocols.SetHTTP2(true)
 	protocols.SetUnencryptedHTTP2(true) // only Unix sockets come without TLS
-	s := &Server{stop: stop}
+	s := &Server{stop: stop, stopping: stopping}
 	s.http = &http.Server{
-		Handler:           s.counted(streamsEnd(stopping, withCaller(handler))),
+		Handler:           s.counted(StreamsEnd(stopping, withCaller(handler))),
 		Protocols:         protocols,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       10 * time.Minute,
@@ -68,6 +71,13 @@ func (s *Server) Serve(l net.Listener) error {
 	return nil
 }
 
+// Retire stops listening, and tells the peers of open connections to make their
+// next call elsewhere. Calls and streams under way go on until Shutdown, which
+// must follow.
+func (s *Server) Retire() {
+	s.retiring.Go(func() { _ = s.http.Shutdown(s.stopping) }) // Shutdown closes what is left
+}
+
 // flushed is how long a finished answer may take to leave this process.
 const flushed = 50 * time.Millisecond
 
@@ -76,6 +86,7 @@ const flushed = 50 * time.Millisecond
 // connections, which net/http keeps for another second.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.stop()
+	s.retiring.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1)
 	go func() { done <- s.http.Shutdown(ctx) }()
@@ -107,9 +118,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 }
 
-// streamsEnd cancels the context of every stream, and ends its reads, when
+// StreamsEnd cancels the context of every stream, and ends its reads, when
 // stopping ends. Without it one open stream would hold up the whole shutdown.
-func streamsEnd(stopping context.Context, next http.Handler) http.Handler {
+func StreamsEnd(stopping context.Context, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !streams(r) {
 			next.ServeHTTP(w, r)
@@ -147,5 +158,10 @@ func ListenTLS(addr string, source *pki.Source) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	return tls.NewListener(l, source.ServerConfig("h2", "http/1.1")), nil
+	return OverTLS(l, source), nil
+}
+
+// OverTLS is ListenTLS with a TCP listener that is there already.
+func OverTLS(l net.Listener, source *pki.Source) net.Listener {
+	return tls.NewListener(l, source.ServerConfig("h2", "http/1.1"))
 }

@@ -21,6 +21,12 @@ func ListenUnix(path string) (net.Listener, error) {
 	if err := refuseServed(path); err != nil {
 		return nil, err
 	}
+	return ReplaceUnix(path)
+}
+
+// ReplaceUnix is ListenUnix for the successor of a process that may still serve
+// the path: that one's connections go on, new ones come here.
+func ReplaceUnix(path string) (net.Listener, error) {
 	// Bound beside and renamed: the path never shows a socket with another mode,
 	// nor none at all.
 	tmp := fmt.Sprintf("%s.%d", path, os.Getpid())

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
@@ -101,4 +102,40 @@ func BenchmarkRestore(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// BenchmarkStream sends a snapshot from one store to another, through memory.
+func BenchmarkStream(b *testing.B) {
+	dir := benchTree(b)
+	from, to := newStore(b), newStore(b)
+	info := capture1(b, from, acmeSource(dir), &recorder{})
+	b.Run("export", func(b *testing.B) {
+		b.SetBytes(info.Bytes)
+		for b.Loop() {
+			must(b, from.Export(b.Context(), info.ID, io.Discard))
+		}
+	})
+	stream := exported(b, from, info.ID)
+	b.Run("import", func(b *testing.B) {
+		b.SetBytes(info.Bytes)
+		for b.Loop() {
+			imported(b, to, info.ID, stream)
+			b.StopTimer()
+			must(b, to.Delete("e-test"))
+			b.StartTimer()
+		}
+	})
+	b.Run("both", func(b *testing.B) {
+		b.SetBytes(info.Bytes)
+		for b.Loop() {
+			r, w := io.Pipe()
+			go func() { w.CloseWithError(from.Export(b.Context(), info.ID, w)) }()
+			_, err := to.Import(b.Context(), info.ID, acme, r)
+			must(b, err)
+			b.StopTimer()
+			must(b, to.Delete("e-test"))
+			b.StartTimer()
+		}
+		b.ReportMetric(float64(len(stream))/float64(info.Bytes), "wire-bytes/byte")
+	})
 }

@@ -21,13 +21,10 @@ type capture struct {
 	ctx        context.Context // ends the cutting of a long file
 	s          *Store
 	src        *Source
-	lin        *lineageDir
-	packs      *packWriter
-	index      *index
+	*addition  // nil until it is open
 	workers    []*worker
 	roots      []openedRoot
 	trustTimes bool
-	head       *refRecord // nil if there is none
 
 	info   Info
 	frozen time.Duration
@@ -55,21 +52,26 @@ func (s *Store) Capture(ctx context.Context, src Source, freezer freezer) (Info,
 	if err := errors.Join(s.writable(), src.check(), ctx.Err()); err != nil {
 		return Info{}, err
 	}
-	defer s.locks.write(src.Lineage)()
+	unlock, err := s.locks.lock(ctx, src.Lineage)
+	if err != nil {
+		return Info{}, err
+	}
+	defer unlock()
 	c := &capture{ctx: ctx, s: s, src: &src}
 	defer c.close()
-	err := c.open()
+	err = c.open()
 	if err == nil {
 		err = c.run(ctx, freezer)
 	}
-	if err != nil {
-		c.discard()
-		return Info{}, fmt.Errorf("capture %s: %w", src.Lineage, err)
+	var info Info
+	if err == nil {
+		c.info.Took = time.Since(start)
+		info, err = c.publish()
 	}
-	c.info.Took = time.Since(start)
-	info, err := c.publish()
 	if err != nil {
-		c.discard()
+		if c.addition != nil {
+			c.discard()
+		}
 		return Info{}, fmt.Errorf("capture %s: %w", src.Lineage, err)
 	}
 	info.Took = time.Since(start)
@@ -77,7 +79,7 @@ func (s *Store) Capture(ctx context.Context, src Source, freezer freezer) (Info,
 }
 
 func (src *Source) check() error {
-	if err := src.Lineage.check(); err != nil {
+	if err := errors.Join(src.Lineage.check(), checkTenant(src.Tenant)); err != nil {
 		return err
 	}
 	if len(src.Roots) == 0 {
@@ -120,33 +122,9 @@ func (c *capture) open() (err error) {
 	if err := c.openRoots(); err != nil {
 		return err
 	}
-	if c.lin, err = c.s.openLineage(c.src.Lineage, true); err != nil {
+	if c.addition, err = c.s.openAddition(c.src.Lineage, newOwner(c.src.Tenant)); err != nil {
 		return err
 	}
-	if c.head, err = c.lin.head(c.s.keys); err != nil {
-		return fmt.Errorf("the newest snapshot cannot be read, so none is added: %w", err)
-	}
-	next := uint64(1)
-	if c.head != nil {
-		next = c.head.NextPack
-	}
-	swept, err := c.lin.sweep(next)
-	if err != nil {
-		return fmt.Errorf("sweep: %w", err)
-	}
-	if swept > 0 {
-		c.s.log.Info("swept an unfinished capture", "lineage", c.src.Lineage, "files", swept)
-	}
-	if c.index, err = c.s.loadIndex(c.lin, next); err != nil {
-		return err
-	}
-	if n := len(c.index.lost); n > 0 {
-		c.s.log.Warn("made indexes again from their packs", "lineage", c.src.Lineage, "indexes", n)
-		if err := c.index.repair(c.lin); err != nil {
-			return err
-		}
-	}
-	c.packs = newPackWriter(c.lin, c.s.keys, c.index, next)
 	c.stage = newStage(c.lin.dir.Path(), c.s.limits.StageMemory)
 	for range c.s.limits.Workers {
 		c.workers = append(c.workers, newWorker(c))
@@ -181,44 +159,14 @@ func (c *capture) openRoots() error {
 }
 
 func (c *capture) close() {
-	if c.packs != nil {
-		c.packs.abort()
-	}
-	if c.index != nil {
-		c.index.close()
-	}
 	if c.stage != nil {
 		c.stage.close()
 	}
 	for _, r := range c.roots {
 		unix.Close(r.fd)
 	}
-	if c.lin != nil {
-		c.lin.close()
-	}
-}
-
-// discard removes what a failed capture wrote, as far as it can; the next
-// capture sweeps the rest.
-func (c *capture) discard() {
-	if c.packs == nil {
-		return
-	}
-	c.packs.abort()
-	next := uint64(1)
-	if c.head != nil {
-		next = c.head.NextPack
-	}
-	if seqs, err := c.lin.seqs(); err != nil || len(seqs) > 0 && (c.head == nil || seqs[len(seqs)-1] != c.head.Info.Seq) {
-		return // the reference may be there: it failed only in being made durable
-	}
-	if _, err := c.lin.sweep(next); err != nil {
-		c.s.log.Warn("sweep failed capture", "lineage", c.src.Lineage, "error", err)
-	}
-	if b, err := c.lin.borrows(); c.head == nil && b == nil && err == nil {
-		if err := c.s.lin.RemoveTree("discard", string(c.src.Lineage)); err != nil {
-			c.s.log.Warn("remove empty lineage", "lineage", c.src.Lineage, "error", err)
-		}
+	if c.addition != nil {
+		c.addition.close()
 	}
 }
 

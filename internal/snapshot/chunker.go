@@ -68,12 +68,17 @@ type cutter func(data []byte) int
 
 func fixedCut(data []byte) int { return min(len(data), pageBlock) }
 
+func wholeCut(data []byte) int { return min(len(data), chunkMax) }
+
 // sqliteMagic begins every SQLite 3 database (sqlite.org/fileformat.html).
 const sqliteMagic = "SQLite format 3\x00"
 
 // cutterFor chooses how a file is cut, by its length and its first bytes.
 func (t *gearTable) cutterFor(size int64, head []byte) cutter {
-	if size > wholeFile && len(head) >= len(sqliteMagic) && string(head[:len(sqliteMagic)]) == sqliteMagic {
+	if size <= wholeFile {
+		return wholeCut
+	}
+	if len(head) >= len(sqliteMagic) && string(head[:len(sqliteMagic)]) == sqliteMagic {
 		return fixedCut
 	}
 	return t.cut

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -23,7 +24,7 @@ type worker struct {
 
 func newWorker(c *capture) *worker {
 	return &worker{
-		c: c, hash: c.s.keys.newHasher(),
+		c: c, hash: c.lin.keys.newHasher(),
 		dirBuf: make([]byte, 64<<10), xattrBuf: make([]byte, 64<<10), splitBuf: make([]byte, 4*chunkMax),
 	}
 }
@@ -100,14 +101,13 @@ func (w *worker) storeContent(e *entry, r io.ReaderAt, size int64, regions []reg
 }
 
 func (w *worker) chooseCutter(r io.ReaderAt, size int64, regions []region) (cutter, error) {
-	if size <= wholeFile || len(regions) == 0 || regions[0].off != 0 {
-		return w.c.s.keys.gear.cut, nil
-	}
 	var head [len(sqliteMagic)]byte
-	if _, err := r.ReadAt(head[:], 0); err != nil && err != io.EOF {
-		return nil, err
+	if size > wholeFile && len(regions) > 0 && regions[0].off == 0 {
+		if _, err := r.ReadAt(head[:], 0); err != nil && err != io.EOF {
+			return nil, err
+		}
 	}
-	return w.c.s.keys.gear.cutterFor(size, head[:]), nil
+	return w.c.lin.keys.gear.cutterFor(size, head[:]), nil
 }
 
 // setSegments puts the pieces into the entry, or into lists if they are many.
@@ -138,17 +138,17 @@ const readTries = 3
 // before it is read: if they are the same later, so is the content, even if it
 // is stored to through a mapping. gone is true if the name is not a regular
 // file any more. errChanging leaves n with what was read last.
-func (w *worker) readFile(dirfd int, n *node, use func(fd int, st statResult) error) (gone bool, err error) {
+func (w *worker) readFile(ctx context.Context, dirfd int, n *node, use func(fd int, st statResult) error) (gone bool, err error) {
 	for range readTries {
 		before := time.Now()
-		fd, st, changed, err := openRegular(dirfd, n.name)
+		fd, st, changed, err := openRegular(ctx, dirfd, n.name)
 		if changed {
 			return true, nil
 		}
 		if err != nil {
 			return false, fmt.Errorf("open: %w", err)
 		}
-		same, err := w.readOnce(fd, st, use)
+		same, err := w.readOnce(ctx, fd, st, use)
 		unix.Close(fd)
 		if err != nil {
 			return false, err
@@ -165,11 +165,11 @@ func (w *worker) readFile(dirfd int, n *node, use func(fd int, st statResult) er
 	return false, errChanging
 }
 
-func (w *worker) readOnce(fd int, st statResult, use func(fd int, st statResult) error) (same bool, err error) {
+func (w *worker) readOnce(ctx context.Context, fd int, st statResult, use func(fd int, st statResult) error) (same bool, err error) {
 	if st.size > uint64(w.c.s.limits.FileBytes) {
 		return false, fmt.Errorf("%w: %d bytes long, the limit is %d", env.ErrExhausted, st.size, w.c.s.limits.FileBytes)
 	}
-	if err := flush(fd); err != nil {
+	if err := flush(ctx, fd, int64(st.size)); err != nil {
 		return false, err
 	}
 	if err := use(fd, st); err != nil {

@@ -3,15 +3,18 @@
 // makes them again, exactly, wherever they are restored.
 //
 // The store is sharded by lineage, the chain of one environment's snapshots.
-// A lineage is a directory with packs of records, their indexes, references
-// and a cache; there is no index, lock or collection over all of them, so
-// nothing grows with the number of environments. A fork is a lineage that
-// borrows its parent's packs; while it lives its parent cannot be deleted.
-// Deleting a lineage removes its directory.
+// A lineage is a directory with an owner file, packs of records, their indexes,
+// references and a cache; there is no index, lock or collection over all of
+// them, so nothing grows with the number of environments. It belongs to one
+// tenant. A fork is a lineage of the same tenant that borrows its parent's
+// packs; while it lives its parent cannot be deleted. After sixteen forks of
+// forks the next one copies. Deleting a lineage removes its directory. Whoever
+// reads waits for nobody; whoever changes a lineage, for others who change it.
 //
 // A file is cut into chunks (FastCDC with a secret table; 16, 64, 256 KiB), a
 // directory into pages of entries, and each is a record named by the keyed hash
-// of its content, stored once, compressed if that shrinks it. A reference names
+// of its content, stored once, compressed if that shrinks it. The keys are the
+// lineage's own. A reference names
 // the roots' pages and makes a snapshot: it is created once, after all it names
 // is on stable storage. Every file has a format version, and a newer one is
 // refused. Records are not encrypted yet; their header has the field for it.
@@ -36,6 +39,13 @@
 // move them (tmpfs), are not trusted: such entries are racy, counted, and read
 // again by the next capture.
 //
+// # Between stores
+//
+// Export writes one snapshot as a stream: the records that it names, wherever
+// they lie, its reference, and the lineage's secret, without which names can be
+// neither checked nor continued. Import believes none of it: see there. What is
+// known of files' times stays behind, since it is of another node's files.
+//
 // # What is kept
 //
 // Names of any bytes, modes, owners, nanosecond modification times, symbolic
@@ -49,7 +59,8 @@
 // # What it refuses
 //
 // Overlay redirects and metadata-only copies, whose content lies elsewhere;
-// trees beyond the limits of Config; a file that changes in the freeze; a
+// trees beyond the limits of Config; a file that changes in the freeze, or is
+// held by a lease; another tenant than the lineage's; a
 // target that is not empty or is the upper directory of a mounted overlay; a
 // second process on the store; and to go on from an older snapshot when the
 // newest cannot be read. Damage is env.ErrCorrupt and names pack, record and

@@ -24,7 +24,9 @@ import (
 func TestMain(m *testing.M) {
 	switch os.Getenv("SNAPSHOT_TEST_ROLE") {
 	case "crash":
-		os.Exit(crashChild())
+		os.Exit(crashChild(crashWork))
+	case "import":
+		os.Exit(crashChild(importWork))
 	case "mmap":
 		os.Exit(mmapChild())
 	}
@@ -40,7 +42,7 @@ func startAs(role string, extra ...string) *exec.Cmd {
 
 // crashChild captures a tree, changes it, captures it again, forks, and deletes
 // the fork; it kills itself before step number SNAPSHOT_TEST_KILL.
-func crashChild() int {
+func crashChild(work func(dir string, fault func(string) error) error) int {
 	kill, _ := strconv.Atoi(os.Getenv("SNAPSHOT_TEST_KILL"))
 	dir := os.Getenv("SNAPSHOT_TEST_DIR")
 	steps := 0
@@ -53,7 +55,7 @@ func crashChild() int {
 		}
 		return nil
 	}
-	if err := crashWork(dir, fault); err != nil {
+	if err := work(dir, fault); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -76,7 +78,7 @@ func crashWork(dir string, fault func(string) error) error {
 		}
 		fmt.Println("ack", info.ID)
 	}
-	info, err := s.Fork(context.Background(), "e-test/2", "e-fork")
+	info, err := s.Fork(context.Background(), "e-test/2", "e-fork", "")
 	if err != nil {
 		return err
 	}
@@ -145,10 +147,10 @@ func checkCrashed(t *testing.T, dir, out string) {
 	tree := filepath.Join(dir, "tree")
 	info := capture1(t, s, source(tree), &recorder{})
 	wantSameTree(t, tree, restore1(t, s, info.ID))
-	lin, err := s.openLineage("e-test", false)
+	lin, err := s.openLineage("e-test")
 	must(t, err)
 	defer lin.close()
-	ref, err := lin.ref(s.keys, info.Seq)
+	ref, err := lin.ref(info.Seq)
 	must(t, err)
 	packs, err := lin.packs.List()
 	must(t, err)
@@ -157,7 +159,7 @@ func checkCrashed(t *testing.T, dir, out string) {
 			t.Errorf("orphan %s", p)
 		}
 	}
-	if _, err := s.Fork(t.Context(), info.ID, "e-fork"); err != nil && !errors.Is(err, env.ErrExists) {
+	if _, err := s.Fork(t.Context(), info.ID, "e-fork", ""); err != nil && !errors.Is(err, env.ErrExists) {
 		t.Errorf("fork after the crash: %v", err)
 	}
 }
@@ -271,7 +273,7 @@ func TestDamageIsFoundAndNamed(t *testing.T) {
 	must(t, err)
 	whole, err := os.ReadFile(packs[0])
 	must(t, err)
-	table, _, err := decodePack(whole, s.keys.id)
+	table, _, err := readPack(bytes.NewReader(whole), int64(len(whole)), lineageKeys(t, s, "e-test").id)
 	must(t, err)
 	fds := openFDs(t)
 	for _, l := range table {

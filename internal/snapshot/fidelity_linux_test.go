@@ -147,12 +147,13 @@ func TestKernelOwnersCapabilitiesAndACLsAreShifted(t *testing.T) {
 	s, dir, want := newStore(t), t.TempDir(), t.TempDir()
 	nastyTree(t, dir)
 	rootTree(t, dir, from)
-	src := source(dir)
+	src := acmeSource(dir)
 	src.IDs = env.IDRange{Base: from, Size: 65536}
 	info := capture1(t, s, src, &recorder{})
 	if info.Foreign != 0 {
 		t.Errorf("%d foreign ids", info.Foreign)
 	}
+	s = travelled(t, s, info.ID) // which shifts nothing
 	_, err := s.Restore(t.Context(), info.ID, map[string]string{"upper": want}, env.IDRange{Base: to, Size: 65536})
 	must(t, err)
 	a, b := describe(t, dir), describe(t, want)
@@ -227,6 +228,23 @@ func inMountNamespace(t *testing.T, f func() error) {
 }
 
 func TestKernelAnOverlaysChangesComeBackOverTheSameLower(t *testing.T) {
+	overlayComesBack(t, func(s *Store, _ ID) *Store { return s })
+}
+
+func TestKernelAnOverlaysChangesComeBackOnAnotherNode(t *testing.T) {
+	overlayComesBack(t, func(s *Store, id ID) *Store { return travelled(t, s, id) })
+}
+
+// travelled is the store of another node, which fetched the snapshot.
+func travelled(t *testing.T, s *Store, id ID) *Store {
+	t.Helper()
+	other := newStore(t)
+	imported(t, other, id, exported(t, s, id))
+	return other
+}
+
+func overlayComesBack(t *testing.T, from func(*Store, ID) *Store) {
+	t.Helper()
 	needRoot(t)
 	s, base := newStore(t), t.TempDir()
 	p := func(name string) string { return filepath.Join(base, name) }
@@ -253,7 +271,8 @@ func TestKernelAnOverlaysChangesComeBackOverTheSameLower(t *testing.T) {
 		want = describe(t, p("merged"))
 		return nil
 	})
-	info := capture1(t, s, source(p("upper")), &recorder{})
+	info := capture1(t, s, acmeSource(p("upper")), &recorder{})
+	s = from(s, info.ID)
 	inMountNamespace(t, func() error {
 		if _, err := s.Restore(t.Context(), info.ID, map[string]string{"upper": p("upper2")}, env.IDRange{}); err != nil {
 			return err

@@ -64,7 +64,7 @@ func (c *capture) storeStaged() error {
 // storeTree stores the directories and returns the roots' entries. changed is
 // true if the cache of the snapshot before does not describe this one.
 func (c *capture) storeTree(roots []*node) (entries [][]byte, changed bool, err error) {
-	b := &builder{put: c.workers[0].put, reader: c.index.newReader(c.s.keys, c.s.comp)}
+	b := &builder{put: c.workers[0].put, reader: c.index.newReader(c.s.comp)}
 	for i, r := range roots {
 		if r.pages, err = b.dir(r); err != nil {
 			return nil, false, fmt.Errorf("store root %s: %w", c.src.Roots[i].Name, err)
@@ -87,6 +87,7 @@ func (c *capture) storeTree(roots []*node) (entries [][]byte, changed bool, err 
 // publish creates the reference, then renews the cache.
 func (c *capture) publish() (Info, error) {
 	c.info.Lineage, c.info.Seq, c.info.Base = c.src.Lineage, 1, c.src.Base
+	c.info.Tenant = c.src.Tenant
 	c.info.Labels = c.src.Labels
 	if c.head != nil {
 		c.info.Seq, c.info.Parent = c.head.Info.Seq+1, c.head.Info.ID
@@ -99,7 +100,7 @@ func (c *capture) publish() (Info, error) {
 	c.info.Read, c.info.Redone = c.reads.Load(), c.redone.Load()
 	c.info.Foreign, c.info.XAttrs = c.foreign.Load(), c.dropped.Load()
 	c.result.Info = c.info
-	b, err := encodeRef(c.s.keys, c.result)
+	b, err := encodeRef(c.lin.keys, c.result)
 	if err != nil {
 		return Info{}, err
 	}

@@ -188,3 +188,12 @@ func text(seed uint64, n int) []byte {
 	}
 	return []byte(sb.String()[:n])
 }
+
+// lineageKeys are those of a lineage that exists.
+func lineageKeys(t testing.TB, s *Store, name Lineage) *keys {
+	t.Helper()
+	lin, err := s.openLineage(name)
+	must(t, err)
+	defer lin.close()
+	return lin.keys
+}

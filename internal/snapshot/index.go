@@ -11,13 +11,16 @@ import (
 // index finds the records of a lineage and of those that it borrows from. It
 // does not change once it is loaded.
 type index struct {
+	keys   *keys
 	places map[chunkID]place
-	packs  []*packFile
+	open   openPacks
 	// lost are index files that had to be made from their packs.
 	lost []lostIndex
 	// borrowed are the lineages whose packs are read too.
 	borrowed []*lineageDir
 }
+
+func newIndex(k *keys) *index { return &index{keys: k, places: map[chunkID]place{}} }
 
 type place struct {
 	pack *packFile
@@ -37,9 +40,7 @@ func (x *index) has(id chunkID) bool {
 }
 
 func (x *index) close() {
-	for _, p := range x.packs {
-		p.close()
-	}
+	x.open.closeAll()
 	for _, l := range x.borrowed {
 		l.close()
 	}
@@ -48,7 +49,7 @@ func (x *index) close() {
 const maxIndex = maxPack/recordHdrLen*tableEntryLen + indexHdrLen
 
 // load adds the packs of a lineage that come before number limit.
-func (x *index) load(lin *lineageDir, k *keys, limit uint64) error {
+func (x *index) load(lin *lineageDir, limit uint64) error {
 	names, err := lin.packs.List()
 	if err != nil {
 		return err
@@ -58,9 +59,8 @@ func (x *index) load(lin *lineageDir, k *keys, limit uint64) error {
 		if !ok || seq >= limit {
 			continue // foreign, or of a capture that was never acknowledged
 		}
-		p := &packFile{dir: lin.packs, name: name}
-		x.packs = append(x.packs, p)
-		table, err := x.table(lin, p, seq, k)
+		p := &packFile{dir: lin.packs, name: name, open: &x.open}
+		table, err := x.table(lin, p, seq)
 		if err != nil {
 			return err
 		}
@@ -72,7 +72,7 @@ func (x *index) load(lin *lineageDir, k *keys, limit uint64) error {
 }
 
 // table reads a pack's index, or makes it again from the pack.
-func (x *index) table(lin *lineageDir, p *packFile, seq uint64, k *keys) ([]location, error) {
+func (x *index) table(lin *lineageDir, p *packFile, seq uint64) ([]location, error) {
 	size, err := p.size()
 	if err != nil {
 		return nil, err
@@ -80,7 +80,7 @@ func (x *index) table(lin *lineageDir, p *packFile, seq uint64, k *keys) ([]loca
 	b, err := lin.idx.ReadFile(packName(seq, indexExt), maxIndex)
 	if err == nil {
 		table, packSize, err := decodeIndex(b)
-		if err == nil && packSize == size {
+		if err == nil && packSize == uint64(size) {
 			return table, nil
 		}
 		if errors.Is(err, env.ErrUnsupported) {
@@ -89,27 +89,14 @@ func (x *index) table(lin *lineageDir, p *packFile, seq uint64, k *keys) ([]loca
 	} else if !errors.Is(err, env.ErrNotFound) && !errors.Is(err, env.ErrCorrupt) {
 		return nil, err
 	}
-	table, rescued, err := p.readTable(k.id)
+	table, rescued, err := p.readTable(size, x.keys.id)
 	if err != nil {
 		return nil, err
 	}
 	if !rescued { // a rescued table may lack records: the damage must stay visible
-		x.lost = append(x.lost, lostIndex{lin, seq, table, size})
+		x.lost = append(x.lost, lostIndex{lin, seq, table, uint64(size)})
 	}
 	return table, nil
-}
-
-func (p *packFile) size() (uint64, error) {
-	f, err := p.open()
-	if err != nil {
-		return 0, err
-	}
-	defer p.close() // many packs, few of them read
-	info, err := f.Stat()
-	if err != nil {
-		return 0, fmt.Errorf("read pack: %w", err)
-	}
-	return uint64(info.Size()), nil
 }
 
 // repair writes the lost index files of one lineage.
@@ -130,50 +117,63 @@ type reader struct {
 	ix     *index
 	comp   *compressor
 	hash   *hasher
-	stored []byte
-	raw    []byte
+	record []byte // buffer of stored
+	raw    []byte // buffer of expand
 }
 
-func (x *index) newReader(k *keys, comp *compressor) *reader {
-	return &reader{ix: x, comp: comp, hash: k.newHasher()}
+func (x *index) newReader(comp *compressor) *reader {
+	return &reader{ix: x, comp: comp, hash: x.keys.newHasher()}
+}
+
+// stored returns a record as it lies in its pack and its payload, valid until
+// the next read. Its checksum was verified, its content was not.
+func (r *reader) stored(id chunkID, kind recordKind) (record, payload []byte, pl place, err error) {
+	pl, ok := r.ix.places[id]
+	if !ok {
+		return nil, nil, pl, fmt.Errorf("%w: record %s is in no pack of the lineage", env.ErrCorrupt, id)
+	}
+	need := recordHdrLen + int(pl.stored)
+	if cap(r.record) < need {
+		r.record = make([]byte, need)
+	}
+	record = r.record[:need]
+	switch _, err := pl.pack.ReadAt(record, int64(pl.offset)); {
+	case errors.Is(err, io.EOF):
+		return nil, nil, pl, pl.pack.damage(pl.offset, errors.New("the pack ends before it"))
+	case err != nil:
+		return nil, nil, pl, fmt.Errorf("read pack: %w", err)
+	}
+	l, payload, err := decodeRecord(record, pl.offset)
+	if err == nil && (l != pl.location || l.kind != kind) {
+		err = errors.New("it is not the record that the index names")
+	}
+	if err != nil {
+		return nil, nil, pl, pl.pack.damage(pl.offset, err)
+	}
+	return record, payload, pl, nil
 }
 
 // read returns a record's content, valid until the next read. Damage is
 // env.ErrCorrupt and names pack and offset.
 func (r *reader) read(id chunkID, kind recordKind) ([]byte, error) {
-	pl, ok := r.ix.places[id]
-	if !ok {
-		return nil, fmt.Errorf("%w: record %s is in no pack of the lineage", env.ErrCorrupt, id)
-	}
-	f, err := pl.pack.open()
+	_, payload, pl, err := r.stored(id, kind)
 	if err != nil {
 		return nil, err
 	}
-	need := recordHdrLen + int(pl.stored)
-	if cap(r.stored) < need {
-		r.stored = make([]byte, need)
-	}
-	r.stored = r.stored[:need]
-	if _, err := f.ReadAt(r.stored, int64(pl.offset)); err != nil && err != io.EOF {
-		return nil, fmt.Errorf("read pack: %w", err)
-	} else if err == io.EOF {
-		return nil, pl.pack.damage(pl.offset, errors.New("the pack ends before it"))
-	}
-	l, payload, err := decodeRecord(r.stored, pl.offset)
+	data, err := r.prove(pl.location, payload)
 	if err != nil {
 		return nil, pl.pack.damage(pl.offset, err)
-	}
-	if l != pl.location || l.kind != kind {
-		return nil, pl.pack.damage(pl.offset, errors.New("it is not the record that the index names"))
-	}
-	data, err := r.expand(l, payload)
-	if err != nil {
-		return nil, pl.pack.damage(pl.offset, err)
-	}
-	if r.hash.id(kind, data) != id {
-		return nil, pl.pack.damage(pl.offset, errors.New("content does not match its id"))
 	}
 	return data, nil
+}
+
+// prove expands a record's payload and compares it with its id.
+func (r *reader) prove(l location, payload []byte) ([]byte, error) {
+	data, err := r.expand(l, payload)
+	if err == nil && r.hash.id(l.kind, data) != l.id {
+		err = errors.New("content does not match its id")
+	}
+	return data, err
 }
 
 func (r *reader) expand(l location, payload []byte) ([]byte, error) {
@@ -183,7 +183,7 @@ func (r *reader) expand(l location, payload []byte) ([]byte, error) {
 	if cap(r.raw) < int(l.raw) {
 		r.raw = make([]byte, 0, max(int(l.raw), chunkMax))
 	}
-	data, err := r.comp.dec.DecodeAll(payload, r.raw[:0:max(l.raw, 1)])
+	data, err := r.comp.dec.DecodeAll(payload, r.raw[:0:l.raw])
 	if err != nil {
 		return nil, fmt.Errorf("expand: %w", err)
 	}
@@ -198,20 +198,28 @@ func (r *reader) entries(pages []chunkID) ([]*entry, error) {
 	var all []*entry
 	last := ""
 	for _, id := range pages {
-		b, err := r.read(id, kindPage)
+		page, err := r.page(id, last)
 		if err != nil {
 			return nil, err
 		}
-		page, err := decodePage(b, last)
-		if err != nil {
-			return nil, fmt.Errorf("page %s: %w", id, err)
-		}
-		if n := len(page); n > 0 {
-			last = page[n-1].name
-		}
+		last = page[len(page)-1].name
 		all = append(all, page...)
 	}
 	return all, nil
+}
+
+// page reads one page, which is never empty and whose names come after the
+// given one.
+func (r *reader) page(id chunkID, after string) ([]*entry, error) {
+	b, err := r.read(id, kindPage)
+	if err != nil {
+		return nil, err
+	}
+	page, err := decodePage(b, after)
+	if err != nil {
+		return nil, fmt.Errorf("page %s: %w", id, err)
+	}
+	return page, nil
 }
 
 // segments calls visit for each run of a file, in order.

@@ -12,27 +12,28 @@ import (
 )
 
 // chunkID names a record's content: HMAC-SHA256 of its kind and bytes under a
-// key of the store, so that whoever sees the store but not the key cannot test
-// whether it holds a known file.
+// key of the lineage, so that whoever sees the packs but not the key cannot
+// test whether they hold a known file.
 type chunkID [32]byte
 
 func (c chunkID) String() string { return hex.EncodeToString(c[:6]) }
 
 const keyLen = 32
 
-// keys are derived from the store's one secret, so that no use of it says
-// anything about another. Encryption of records, when it comes, derives its
-// own; the record header has a field for it.
+// keys are derived from one secret, a lineage's or the store's, so that no use
+// of it says anything about another. Encryption of records, when it comes,
+// derives its own; the record header has a field for it.
 type keys struct {
 	id    [8]byte // names the secret in headers, tells nothing of it
 	chunk []byte
 	ref   []byte
+	seal  []byte // of owner files; the store's is used
 	gear  gearTable
 }
 
 func deriveKeys(secret []byte) (*keys, error) {
 	if len(secret) != keyLen {
-		return nil, fmt.Errorf("%w: key file has %d bytes, want %d", env.ErrCorrupt, len(secret), keyLen)
+		return nil, fmt.Errorf("%w: secret of %d bytes, want %d", env.ErrCorrupt, len(secret), keyLen)
 	}
 	derive := func(use string, n int) ([]byte, error) {
 		return hkdf.Key(sha256.New, secret, nil, "hearth snapshot "+use, n)
@@ -46,6 +47,9 @@ func deriveKeys(secret []byte) (*keys, error) {
 		return nil, err
 	}
 	if k.ref, err = derive("ref", keyLen); err != nil {
+		return nil, err
+	}
+	if k.seal, err = derive("owner", keyLen); err != nil {
 		return nil, err
 	}
 	gear, err := derive("gear", len(k.gear)*8)

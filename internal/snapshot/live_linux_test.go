@@ -155,10 +155,10 @@ func TestAFileThatNeverHoldsStillIsNotTrusted(t *testing.T) {
 	fd, err := openRootDir(dir)
 	must(t, err)
 	defer unix.Close(fd)
-	w := newWorker(&capture{s: s, trustTimes: true})
+	w := newWorker(&capture{s: s, trustTimes: true, addition: &addition{lin: &lineageDir{keys: s.keys}}})
 	n := &node{name: "f"}
 	tries := 0
-	gone, err := w.readFile(fd, n, func(int, statResult) error {
+	gone, err := w.readFile(t.Context(), fd, n, func(int, statResult) error {
 		tries++
 		return os.WriteFile(path, random(uint64(tries), 10*tries), 0o644)
 	})
@@ -167,7 +167,7 @@ func TestAFileThatNeverHoldsStillIsNotTrusted(t *testing.T) {
 	}
 	must(t, os.Remove(path))
 	must(t, unix.Mkfifo(path, 0o644))
-	if gone, err := w.readFile(fd, n, nil); !gone || err != nil {
+	if gone, err := w.readFile(t.Context(), fd, n, nil); !gone || err != nil {
 		t.Errorf("a fifo in its place: %v, %v", gone, err)
 	}
 }

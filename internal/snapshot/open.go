@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -43,7 +44,7 @@ type Store struct {
 func Open(cfg Config, fault durable.Fault, log *slog.Logger) (*Store, error) {
 	s := &Store{
 		limits: cfg.Limits.withDefaults(), readOnly: cfg.ReadOnly, log: log,
-		locks: locks{m: map[Lineage]*lineageLock{}},
+		locks: newLocks(),
 	}
 	if err := s.open(cfg.Dir, fault); err != nil {
 		_ = s.Close()
@@ -53,6 +54,11 @@ func Open(cfg Config, fault durable.Fault, log *slog.Logger) (*Store, error) {
 }
 
 func (s *Store) open(path string, fault durable.Fault) (err error) {
+	if s.readOnly { // OpenDir would make it
+		if _, err := os.Stat(path); err != nil {
+			return fmt.Errorf("%w: %w", env.ErrNotFound, err)
+		}
+	}
 	if s.dir, err = durable.OpenDir(path, fault); err != nil {
 		return err
 	}
@@ -143,9 +149,6 @@ func parseFormat(text string) error {
 
 // Close releases the store's files and its lock. No other method may run.
 func (s *Store) Close() error {
-	if s.comp != nil {
-		s.comp.close()
-	}
 	var err error
 	for _, d := range []*durable.Dir{s.lin, s.dir} {
 		if d != nil {

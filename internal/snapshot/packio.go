@@ -35,7 +35,8 @@ func parsePackName(name, ext string) (seq uint64, ok bool) {
 	return seq, err == nil && packName(seq, ext) == name
 }
 
-// compressor is zstd with bounded memory. It may be used by several goroutines.
+// compressor is zstd with bounded memory. It may be used by several goroutines
+// and holds nothing but memory, so nobody closes it.
 type compressor struct {
 	enc *zstd.Encoder
 	dec *zstd.Decoder
@@ -55,11 +56,6 @@ func newCompressor(workers int) (*compressor, error) {
 	return &compressor{enc: enc, dec: dec}, nil
 }
 
-func (c *compressor) close() {
-	_ = c.enc.Close()
-	c.dec.Close()
-}
-
 // shrink returns how data is stored.
 func (c *compressor) shrink(data, buf []byte) ([]byte, codec) {
 	if len(data) < leastCompress {
@@ -75,7 +71,6 @@ func (c *compressor) shrink(data, buf []byte) ([]byte, codec) {
 // packWriter adds records to packs. put may be called from several goroutines.
 type packWriter struct {
 	lin  *lineageDir
-	keys *keys
 	have *index
 
 	mu    sync.Mutex // guards all below
@@ -90,8 +85,8 @@ type packWriter struct {
 	err   error
 }
 
-func newPackWriter(lin *lineageDir, k *keys, have *index, next uint64) *packWriter {
-	return &packWriter{lin: lin, keys: k, have: have, next: next, seen: map[chunkID]struct{}{}}
+func newPackWriter(lin *lineageDir, have *index, next uint64) *packWriter {
+	return &packWriter{lin: lin, have: have, next: next, seen: map[chunkID]struct{}{}}
 }
 
 // claim is true if the caller must put this record: nobody has it yet.
@@ -127,7 +122,7 @@ func (w *packWriter) add(l location, payload []byte) error {
 			return err
 		}
 		w.file, w.seq, w.next = file, w.next, w.next+1
-		w.buf, w.off, w.table = append(w.buf[:0], encodePackHeader(w.keys.id)...), 0, nil
+		w.buf, w.off, w.table = append(w.buf[:0], encodePackHeader(w.lin.keys.id)...), 0, nil
 	}
 	l.offset = w.off + uint64(len(w.buf))
 	l.stored = uint32(len(payload))
@@ -189,10 +184,12 @@ func (w *packWriter) abort() {
 	w.err = errors.Join(w.err, os.ErrClosed)
 }
 
-// packFile is a finished pack, opened at its first read.
+// packFile is a finished pack. Its file is opened at a read, and closed again
+// when too many others were opened after it.
 type packFile struct {
 	dir  *durable.Dir
 	name string
+	open *openPacks
 
 	mu sync.Mutex // guards f
 	f  *os.File
@@ -200,17 +197,34 @@ type packFile struct {
 
 func (p *packFile) path() string { return filepath.Join(p.dir.Path(), p.name) }
 
-func (p *packFile) open() (*os.File, error) {
+// ReadAt implements io.ReaderAt.
+func (p *packFile) ReadAt(b []byte, off int64) (n int, err error) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.f == nil {
-		f, err := p.dir.Open(p.name)
-		if err != nil {
-			return nil, err
-		}
-		p.f = f
+	opened := p.f == nil
+	if opened {
+		p.f, err = p.dir.Open(p.name)
 	}
-	return p.f, nil
+	if err == nil {
+		n, err = p.f.ReadAt(b, off)
+	}
+	p.mu.Unlock()
+	if opened {
+		p.open.add(p)
+	}
+	return n, err
+}
+
+func (p *packFile) size() (int64, error) {
+	f, err := p.dir.Open(p.name)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return 0, fmt.Errorf("read pack: %w", err)
+	}
+	return info.Size(), nil
 }
 
 func (p *packFile) close() {
@@ -219,6 +233,38 @@ func (p *packFile) close() {
 	if p.f != nil {
 		_ = p.f.Close()
 		p.f = nil
+	}
+}
+
+// maxOpenPacks bounds the descriptors of one reading of a lineage.
+const maxOpenPacks = 64
+
+// openPacks are the packs of one index whose files are open, the oldest first.
+type openPacks struct {
+	mu   sync.Mutex // guards list; never held while a pack is
+	list []*packFile
+}
+
+func (o *openPacks) add(p *packFile) {
+	o.mu.Lock()
+	o.list = append(o.list, p)
+	var oldest *packFile
+	if len(o.list) > maxOpenPacks {
+		oldest, o.list = o.list[0], o.list[1:]
+	}
+	o.mu.Unlock()
+	if oldest != nil {
+		oldest.close()
+	}
+}
+
+func (o *openPacks) closeAll() {
+	o.mu.Lock()
+	all := o.list
+	o.list = nil
+	o.mu.Unlock()
+	for _, p := range all {
+		p.close()
 	}
 }
 
@@ -232,60 +278,68 @@ func (p *packFile) damage(offset uint64, cause error) error {
 
 // readTable reads the pack's table by its footer, or, if that is damaged, by
 // all its records. rescued is true in the second case.
-func (p *packFile) readTable(keyID [8]byte) (table []location, rescued bool, err error) {
-	f, err := p.open()
-	if err != nil {
-		return nil, false, err
-	}
-	info, err := f.Stat()
-	if err != nil {
-		return nil, false, fmt.Errorf("read pack: %w", err)
-	}
-	if info.Size() > maxPack {
-		return nil, false, fmt.Errorf("%w: pack %s has %d bytes", env.ErrCorrupt, p.path(), info.Size())
-	}
-	data, err := io.ReadAll(io.NewSectionReader(f, 0, info.Size()))
-	if err != nil {
-		return nil, false, fmt.Errorf("read pack: %w", err)
-	}
-	table, rescued, err = decodePack(data, keyID)
+func (p *packFile) readTable(size int64, keyID [8]byte) (table []location, rescued bool, err error) {
+	table, rescued, err = readPack(p, size, keyID)
 	if err != nil {
 		err = fmt.Errorf("pack %s: %w", p.path(), err)
 	}
 	return table, rescued, err
 }
 
-// decodePack is readTable on the bytes of a whole pack.
-func decodePack(data []byte, keyID [8]byte) (table []location, rescued bool, err error) {
-	id, err := decodePackHeader(data)
+func readPack(r io.ReaderAt, size int64, keyID [8]byte) (table []location, rescued bool, err error) {
+	if size > maxPack {
+		return nil, false, fmt.Errorf("%w: pack of %d bytes", env.ErrCorrupt, size)
+	}
+	head, err := readRange(r, 0, min(size, packHeaderLen))
+	if err != nil {
+		return nil, false, err
+	}
+	id, err := decodePackHeader(head)
 	if err != nil {
 		return nil, false, err
 	}
 	if id != keyID {
-		return nil, false, fmt.Errorf("%w: written with key %x, the store's is %x", env.ErrDenied, id, keyID)
+		return nil, false, fmt.Errorf("%w: written with key %x, the lineage's is %x", env.ErrDenied, id, keyID)
 	}
-	if table, err = decodeTrailer(data); err == nil {
-		return table, false, nil
+	table, err = readTrailer(r, size)
+	if err == nil || !errors.Is(err, env.ErrCorrupt) {
+		return table, false, err
 	}
-	if errors.Is(err, env.ErrUnsupported) {
+	all, err := readRange(r, 0, size)
+	if err != nil {
 		return nil, false, err
 	}
-	return scanRecords(data), true, nil
+	return scanRecords(all), true, nil
 }
 
-func decodeTrailer(data []byte) ([]location, error) {
-	if len(data) < packHeaderLen+footerLen {
-		return nil, fmt.Errorf("%w: pack of %d bytes", env.ErrCorrupt, len(data))
+func readTrailer(r io.ReaderAt, size int64) ([]location, error) {
+	if size < packHeaderLen+footerLen {
+		return nil, fmt.Errorf("%w: pack of %d bytes", env.ErrCorrupt, size)
 	}
-	f, err := decodeFooter(data[len(data)-footerLen:], int64(len(data)))
+	b, err := readRange(r, size-footerLen, footerLen)
 	if err != nil {
 		return nil, err
 	}
-	body := data[f.offset : len(data)-footerLen]
+	f, err := decodeFooter(b, size)
+	if err != nil {
+		return nil, err
+	}
+	body, err := readRange(r, int64(f.offset), size-footerLen-int64(f.offset))
+	if err != nil {
+		return nil, err
+	}
 	if crc(body) != f.sum {
 		return nil, fmt.Errorf("%w: pack table checksum", env.ErrCorrupt)
 	}
 	return decodeTable(body, f.offset)
+}
+
+func readRange(r io.ReaderAt, off, n int64) ([]byte, error) {
+	b := make([]byte, n)
+	if _, err := r.ReadAt(b, off); err != nil && !(err == io.EOF && n == 0) {
+		return nil, fmt.Errorf("read pack: %w", err)
+	}
+	return b, nil
 }
 
 // scanRecords finds every whole record of a pack without its table, and goes

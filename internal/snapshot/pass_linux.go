@@ -21,7 +21,7 @@ func (c *capture) count(w *walker) {
 }
 
 // visitRunning reads and stores one name at once.
-func (c *capture) visitRunning(w *worker, dirfd int, path string, n *node) (keep bool, err error) {
+func (c *capture) visitRunning(ctx context.Context, w *worker, dirfd int, path string, n *node) (keep bool, err error) {
 	if n.st.kind != kindFile {
 		gone, err := w.visitOther(dirfd, n)
 		if err != nil {
@@ -29,7 +29,7 @@ func (c *capture) visitRunning(w *worker, dirfd int, path string, n *node) (keep
 		}
 		return !gone, nil
 	}
-	gone, err := w.readFile(dirfd, n, func(fd int, st statResult) error {
+	gone, err := w.readFile(ctx, dirfd, n, func(fd int, st statResult) error {
 		n.st = st.fileStat
 		regions, err := dataRegions(fd, st)
 		if err != nil {
@@ -78,7 +78,7 @@ func (c *capture) frozenPass(ctx context.Context, freezer freezer, prev []*node)
 }
 
 // visitFrozen takes over one name without cutting or storing anything.
-func (c *capture) visitFrozen(w *worker, dirfd int, path string, n *node) (keep bool, err error) {
+func (c *capture) visitFrozen(ctx context.Context, w *worker, dirfd int, path string, n *node) (keep bool, err error) {
 	if n.st.kind != kindFile {
 		gone, err := w.visitOther(dirfd, n)
 		if err == nil && gone {
@@ -90,12 +90,12 @@ func (c *capture) visitFrozen(w *worker, dirfd int, path string, n *node) (keep 
 		return true, nil
 	}
 	var it *staged
-	gone, err := w.readFile(dirfd, n, func(fd int, st statResult) (err error) {
+	gone, err := w.readFile(ctx, dirfd, n, func(fd int, st statResult) (err error) {
 		n.st = st.fileStat
 		if n.e, err = w.readMeta(dirfd, n, xattrsOfFD(fd)); err != nil {
 			return err
 		}
-		it, err = c.stage.add(n, fd, st)
+		it, err = c.stage.add(ctx, n, fd, st)
 		return err
 	})
 	if err == nil && gone {

@@ -273,21 +273,21 @@ func TestAPackWithoutItsTableIsReadByItsRecords(t *testing.T) {
 	k := testKeys(t)
 	b, want := samplePack(t, k)
 	opt := cmp.AllowUnexported(location{})
-	got, rescued, err := decodePack(b, k.id)
+	got, rescued, err := readPack(bytes.NewReader(b), int64(len(b)), k.id)
 	if diff := cmp.Diff(want, got, opt); diff != "" || rescued || err != nil {
 		t.Errorf("whole: %v, %v: %s", rescued, err, diff)
 	}
 	for cut := 1; cut < footerLen+len(want)*tableEntryLen; cut += 13 {
-		got, rescued, err := decodePack(b[:len(b)-cut], k.id)
+		got, rescued, err := readPack(bytes.NewReader(b), int64(len(b)-cut), k.id)
 		if diff := cmp.Diff(want, got, opt); diff != "" || !rescued || err != nil {
 			t.Fatalf("cut by %d: %v, %v: %s", cut, rescued, err, diff)
 		}
 	}
 	torn := slices.Clone(b[:want[0].offset+20])
-	if got, _, err := decodePack(torn, k.id); err != nil || len(got) >= len(want) {
+	if got, _, err := readPack(bytes.NewReader(torn), int64(len(torn)), k.id); err != nil || len(got) >= len(want) {
 		t.Errorf("torn: %d records, %v", len(got), err)
 	}
-	if _, _, err := decodePack(b, [8]byte{1}); !errors.Is(err, env.ErrDenied) {
+	if _, _, err := readPack(bytes.NewReader(b), int64(len(b)), [8]byte{1}); !errors.Is(err, env.ErrDenied) {
 		t.Errorf("foreign key: %v", err)
 	}
 }
@@ -298,7 +298,7 @@ func FuzzPack(f *testing.F) {
 	f.Add(good)
 	f.Add(good[:len(good)-10])
 	f.Fuzz(func(t *testing.T, data []byte) {
-		table, _, err := decodePack(data, k.id)
+		table, _, err := readPack(bytes.NewReader(data), int64(len(data)), k.id)
 		if err != nil {
 			return
 		}

@@ -93,7 +93,7 @@ func (l *lineageDir) seqs() ([]uint64, error) {
 	return seqs, nil
 }
 
-func (l *lineageDir) ref(k *keys, seq uint64) (*refRecord, error) {
+func (l *lineageDir) ref(seq uint64) (*refRecord, error) {
 	b, err := l.refs.ReadFile(refName(seq), maxRef)
 	if errors.Is(err, env.ErrNotFound) {
 		return nil, fmt.Errorf("%w: snapshot %s", env.ErrNotFound, MakeID(l.name, seq))
@@ -101,22 +101,48 @@ func (l *lineageDir) ref(k *keys, seq uint64) (*refRecord, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, err := decodeRef(k, b)
+	r, err := decodeRef(l.keys, b)
 	if err == nil && (r.Info.Lineage != l.name || r.Info.Seq != seq) {
 		err = fmt.Errorf("%w: it is the reference of %s", env.ErrCorrupt, r.Info.ID)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("snapshot %s: %w", MakeID(l.name, seq), err)
 	}
+	r.Info.Tenant = l.owner.Tenant
 	return r, nil
 }
 
 // head is the newest reference, nil if there is none. One that cannot be read
 // is an error that names it: going on from an older one would lose data.
-func (l *lineageDir) head(k *keys) (*refRecord, error) {
+func (l *lineageDir) head() (*refRecord, error) {
 	seqs, err := l.seqs()
 	if err != nil || len(seqs) == 0 {
 		return nil, err
 	}
-	return l.ref(k, seqs[len(seqs)-1])
+	return l.ref(seqs[len(seqs)-1])
+}
+
+// nextPack is the number from which packs belong to no snapshot. That is the
+// head's word, unless an older snapshot was imported after it.
+func (l *lineageDir) nextPack(head *refRecord) (uint64, error) {
+	if head == nil {
+		return 1, nil
+	}
+	next := head.NextPack
+	beyond, err := l.unclaimed(next)
+	if err != nil || len(beyond) == 0 {
+		return next, err
+	}
+	seqs, err := l.seqs()
+	if err != nil {
+		return 0, err
+	}
+	for _, seq := range seqs {
+		r, err := l.ref(seq)
+		if err != nil {
+			return 0, fmt.Errorf("an unfinished operation cannot be told from a snapshot: %w", err)
+		}
+		next = max(next, r.NextPack)
+	}
+	return next, nil
 }

@@ -30,7 +30,7 @@ func (s *Store) Restore(ctx context.Context, id ID, targets map[string]string, i
 	start := time.Now()
 	r := &restorer{s: s, ids: idMap(ids), jobs: make(chan *restoreDir)}
 	var info Info
-	err := s.withSnapshot(id, func(ref *refRecord, x *index) error {
+	err := s.withSnapshot(id, func(_ *lineageDir, ref *refRecord, x *index) error {
 		info = ref.Info
 		return r.run(ctx, ref, x, targets)
 	})
@@ -50,10 +50,10 @@ type restorer struct {
 
 	files, bytes atomic.Int64
 
-	mu    sync.Mutex // guards all below
-	err   error
-	links map[linkKey]*linkFile
-	late  []lateLink
+	links links
+
+	mu  sync.Mutex // guards err
+	err error
 }
 
 // restoreDir is a directory that is being filled. Its times and mode are set
@@ -68,29 +68,14 @@ type restoreDir struct {
 	open   atomic.Int64 // itself and its unfinished subdirectories
 }
 
-type linkKey struct {
-	root int
-	link uint64
-}
-
-// linkFile is the first name of a file with several.
-type linkFile struct{ dir, name string }
-
-// lateLink is a further name, made when all files are.
-type lateLink struct {
-	dir   *restoreDir
-	name  string
-	first *linkFile
-}
-
 func (r *restorer) run(ctx context.Context, ref *refRecord, x *index, targets map[string]string) error {
-	r.ctx, r.links = ctx, map[linkKey]*linkFile{}
+	r.ctx, r.links.first = ctx, map[linkKey]linkFile{}
 	if err := checkTargets(ref.Info.Roots, targets); err != nil {
 		return err
 	}
 	var helpers sync.WaitGroup
 	for range r.s.limits.Workers - 1 {
-		rd := x.newReader(r.s.keys, r.s.comp)
+		rd := x.newReader(r.s.comp)
 		helpers.Go(func() {
 			for d := range r.jobs {
 				r.fill(rd, d)
@@ -98,7 +83,7 @@ func (r *restorer) run(ctx context.Context, ref *refRecord, x *index, targets ma
 			}
 		})
 	}
-	rd := x.newReader(r.s.keys, r.s.comp)
+	rd := x.newReader(r.s.comp)
 	var roots []*restoreDir
 	for i, name := range ref.Info.Roots {
 		d, err := r.openRoot(i, name, targets[name], ref.RootEntries[i])
@@ -219,7 +204,7 @@ func (r *restorer) fill(rd *reader, d *restoreDir) {
 }
 
 // leave is called once for a directory and once for each below it. The last
-// call finishes it, unless there are hard links to come.
+// call finishes it.
 func (r *restorer) leave(d *restoreDir) {
 	for d != nil && d.open.Add(-1) == 0 {
 		if d.parent == nil {
@@ -237,13 +222,8 @@ func (r *restorer) leave(d *restoreDir) {
 
 // finish makes the hard links that were left over and finishes the roots.
 func (r *restorer) finish(roots []*restoreDir) {
-	for _, l := range r.late {
-		if r.fault() == nil {
-			if err := r.link(l); err != nil {
-				r.fail(fmt.Errorf("%q: link to %q: %w", l.dir.path+"/"+l.name, l.first.dir+"/"+l.first.name, err))
-			}
-		}
-		r.leave(l.dir)
+	if r.fault() == nil {
+		r.linkAll()
 	}
 	for _, d := range roots {
 		if r.fault() != nil {
@@ -260,7 +240,7 @@ func (r *restorer) entry(rd *reader, d *restoreDir, e *entry) error {
 		return r.directory(rd, d, e)
 	}
 	r.files.Add(1)
-	if e.link != 0 && r.linkLater(d, e) {
+	if e.link != 0 && r.links.later(d, e) {
 		return nil
 	}
 	switch e.kind {
@@ -308,45 +288,6 @@ func (r *restorer) directory(rd *reader, d *restoreDir, e *entry) error {
 	return nil
 }
 
-// linkLater is true if the file has a name already; then this one is made at
-// the end. The directory stays open until then.
-func (r *restorer) linkLater(d *restoreDir, e *entry) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	key := linkKey{d.root, e.link}
-	first := r.links[key]
-	if first == nil {
-		r.links[key] = &linkFile{d.path, e.name}
-		return false
-	}
-	d.open.Add(1)
-	r.late = append(r.late, lateLink{d, e.name, first})
-	return true
-}
-
-// link walks to the first name from the root: paths can be longer than the
-// kernel takes, and descriptors fewer than files.
-func (r *restorer) link(l lateLink) error {
-	fd, err := unix.FcntlInt(uintptr(l.dir.rootFD), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { unix.Close(fd) }()
-	_, below, _ := strings.Cut(l.first.dir, "/")
-	for part := range strings.SplitSeq(below, "/") {
-		if part == "" {
-			continue
-		}
-		next, err := openDirBeneath(fd, part)
-		if err != nil {
-			return err
-		}
-		unix.Close(fd)
-		fd = next
-	}
-	return full(unix.Linkat(fd, l.first.name, l.dir.fd, l.name, 0))
-}
-
 func (r *restorer) file(rd *reader, d *restoreDir, e *entry) error {
 	fd, err := openBeneath(d.fd, e.name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL)
 	if err != nil {
@@ -363,7 +304,7 @@ func (r *restorer) file(rd *reader, d *restoreDir, e *entry) error {
 			return err
 		}
 		if uint64(len(data)) != s.length {
-			return fmt.Errorf("%w: piece %s has %d bytes, not %d", env.ErrCorrupt, s.id, len(data), s.length)
+			return pieceLength(s.id, uint64(len(data)), s.length)
 		}
 		end = off + s.length
 		r.bytes.Add(int64(len(data)))

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -77,7 +78,7 @@ func (s *stage) close() {
 
 // add takes over a file's content. A small one is read into memory, a longer
 // one cloned, which costs its extents, or where the file systems cannot, copied.
-func (s *stage) add(n *node, fd int, st statResult) (*staged, error) {
+func (s *stage) add(ctx context.Context, n *node, fd int, st statResult) (*staged, error) {
 	regions, err := dataRegions(fd, st)
 	if err != nil {
 		return nil, err
@@ -96,7 +97,7 @@ func (s *stage) add(n *node, fd int, st statResult) (*staged, error) {
 	if err := s.place(it); err != nil {
 		return nil, err
 	}
-	return it, s.fill(it, fd)
+	return it, s.fill(ctx, it, fd)
 }
 
 // reserve is true if the data may be held in memory.
@@ -130,7 +131,7 @@ func (s *stage) place(it *staged) error {
 	return nil
 }
 
-func (s *stage) fill(it *staged, fd int) error {
+func (s *stage) fill(ctx context.Context, it *staged, fd int) error {
 	s.mu.Lock()
 	clones := s.clones
 	s.mu.Unlock()
@@ -144,24 +145,31 @@ func (s *stage) fill(it *staged, fd int) error {
 		s.mu.Unlock()
 	}
 	for _, r := range it.regions {
-		if err := copyRange(s.fd, it.off+r.off, fd, r.off, r.length); err != nil {
+		if err := copyRange(ctx, s.fd, it.off+r.off, fd, r.off, r.length); err != nil {
 			return fmt.Errorf("copy to staging file: %w", err)
 		}
 	}
 	return nil
 }
 
+// copyStep is how much is copied before ctx is looked at: the environment may
+// be frozen meanwhile.
+const copyStep = 8 << 20
+
 // copyRange copies inside the kernel. A source that ends early leaves zeros.
-func copyRange(dst int, dstOff int64, src int, srcOff, length int64) error {
+func copyRange(ctx context.Context, dst int, dstOff int64, src int, srcOff, length int64) error {
 	for length > 0 {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		var n int
 		err := retry(func() (err error) {
-			n, err = unix.CopyFileRange(src, &srcOff, dst, &dstOff, int(min(length, 1<<30)), 0)
+			n, err = unix.CopyFileRange(src, &srcOff, dst, &dstOff, int(min(length, copyStep)), 0)
 			return err
 		})
 		switch {
 		case errors.Is(err, unix.EXDEV), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
-			return copyBytes(dst, dstOff, src, srcOff, length)
+			return copyBytes(ctx, dst, dstOff, src, srcOff, length)
 		case err != nil:
 			return full(err)
 		case n == 0:
@@ -172,9 +180,12 @@ func copyRange(dst int, dstOff int64, src int, srcOff, length int64) error {
 	return nil
 }
 
-func copyBytes(dst int, dstOff int64, src int, srcOff, length int64) error {
+func copyBytes(ctx context.Context, dst int, dstOff int64, src int, srcOff, length int64) error {
 	buf := make([]byte, 1<<20)
 	for length > 0 {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		n, err := fdReader(src).ReadAt(buf[:min(length, int64(len(buf)))], srcOff)
 		if err != nil && err != io.EOF {
 			return err

@@ -119,12 +119,12 @@ func TestAForkGoesItsOwnWayAndHoldsItsParent(t *testing.T) {
 	labelled.Labels = map[string]string{"class": "python"}
 	parent := capture1(t, s, labelled, &recorder{})
 	old := describe(t, dir)
-	child, err := s.Fork(t.Context(), parent.ID, "e-child")
+	child, err := s.Fork(t.Context(), parent.ID, "e-child", "")
 	must(t, err)
 	if child.ID != "e-child/1" || child.Parent != parent.ID || child.Labels["class"] != "python" {
 		t.Errorf("child = %+v", child)
 	}
-	_, err = s.Fork(t.Context(), child.ID, "e-grandchild")
+	_, err = s.Fork(t.Context(), child.ID, "e-grandchild", "")
 	must(t, err)
 	write(t, filepath.Join(dir, "g"), random(2, 400_000))
 	src := source(dir)
@@ -141,7 +141,7 @@ func TestAForkGoesItsOwnWayAndHoldsItsParent(t *testing.T) {
 	if err := s.Delete("e-test"); !errors.Is(err, env.ErrState) || !strings.Contains(err.Error(), "e-child") {
 		t.Errorf("delete of a borrowed lineage: %v", err)
 	}
-	if _, err := s.Fork(t.Context(), parent.ID, "e-child"); !errors.Is(err, env.ErrExists) {
+	if _, err := s.Fork(t.Context(), parent.ID, "e-child", ""); !errors.Is(err, env.ErrExists) {
 		t.Errorf("second fork: %v", err)
 	}
 	for _, l := range []Lineage{"e-grandchild", "e-child", "e-test"} {

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -20,11 +21,36 @@ const resolveBeneath = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RE
 
 func retry(f func() error) error {
 	for {
-		if err := f(); err != unix.EINTR && err != unix.EAGAIN {
+		if err := f(); err != unix.EINTR {
 			return err
 		}
 	}
 }
+
+// retryBusy is retry for opening a name: the kernel says EAGAIN when something
+// was renamed meanwhile, and when a process holds a lease on the file, which
+// the environment's may do for as long as they are frozen.
+func retryBusy(ctx context.Context, f func() error) error {
+	for waited := time.Duration(0); ; waited += busyStep {
+		err := retry(f)
+		if err != unix.EAGAIN {
+			return err
+		}
+		if waited >= busyTime {
+			return fmt.Errorf("%w: a process holds a lease on it, or moves it all the time", env.ErrUnavailable)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(busyStep):
+		}
+	}
+}
+
+const (
+	busyStep = 5 * time.Millisecond
+	busyTime = 500 * time.Millisecond
+)
 
 // openBeneath opens one name of a directory.
 func openBeneath(dirfd int, name string, flags uint64) (fd int, err error) {
@@ -32,7 +58,7 @@ func openBeneath(dirfd int, name string, flags uint64) (fd int, err error) {
 	if flags&unix.O_CREAT != 0 {
 		how.Mode = 0o600
 	}
-	err = retry(func() error {
+	err = retryBusy(context.Background(), func() error {
 		fd, err = unix.Openat2(dirfd, name, &how)
 		return err
 	})
@@ -56,7 +82,7 @@ func openRootDir(path string) (int, error) {
 // openRegular opens a regular file for reading. It looks before it opens:
 // opening a device or a fifo does something. changed is true if the name is
 // not a regular file (any more).
-func openRegular(dirfd int, name string) (fd int, st statResult, changed bool, err error) {
+func openRegular(ctx context.Context, dirfd int, name string) (fd int, st statResult, changed bool, err error) {
 	p, err := openBeneath(dirfd, name, unix.O_PATH)
 	if err != nil {
 		return -1, st, vanished(err), err
@@ -70,7 +96,7 @@ func openRegular(dirfd int, name string) (fd int, st statResult, changed bool, e
 	}
 	path := "/proc/self/fd/" + strconv.Itoa(p)
 	flags := unix.O_RDONLY | unix.O_NONBLOCK | unix.O_CLOEXEC | unix.O_NOCTTY
-	err = retry(func() error {
+	err = retryBusy(ctx, func() error {
 		fd, err = unix.Open(path, flags|unix.O_NOATIME, 0)
 		if err == unix.EPERM { // not the owner: the time of access will change
 			fd, err = unix.Open(path, flags, 0)
@@ -199,13 +225,24 @@ func readLink(dirfd int, name string) (string, error) {
 // flush writes the file's dirty pages back. Whoever stores into a shared
 // mapping afterwards takes a fault first, and that moves the ctime. With all
 // three flags it waits for every page (Linux 5.2, fs/sync.c).
-func flush(fd int) error {
+func flush(ctx context.Context, fd int, size int64) error {
 	const all = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
-	err := retry(func() error { return unix.SyncFileRange(fd, 0, 0, all) })
-	if err != nil {
-		return fmt.Errorf("write back: %w", err)
+	const step = 64 << 20 // what is written back before ctx is looked at
+	for off := int64(0); ; off += step {
+		n := int64(step)
+		if off+n >= size {
+			n = 0 // to the end, wherever that is
+		}
+		if err := retry(func() error { return unix.SyncFileRange(fd, off, n, all) }); err != nil {
+			return fmt.Errorf("write back: %w", err)
+		}
+		if n == 0 {
+			return nil
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 	}
-	return nil
 }
 
 // region is a run of a file that has data.

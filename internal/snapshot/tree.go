@@ -304,7 +304,8 @@ func decodeHeader(b []byte, magic byte) (*decoder, error) {
 }
 
 // decodePage reads one page of a directory and checks that its names are
-// proper, sorted, and after the given name, the last of the page before.
+// proper, sorted, and after the given name, the last of the page before. A page
+// has one entry at least and pageEntries at most.
 func decodePage(b []byte, after string) ([]*entry, error) {
 	d, err := decodeHeader(b, pageMagic)
 	if err != nil {
@@ -320,7 +321,12 @@ func decodePage(b []byte, after string) ([]*entry, error) {
 			return nil, fmt.Errorf("%w: tree record: name %.64q", env.ErrCorrupt, e.name)
 		}
 		after = e.name
-		entries = append(entries, e)
+		if entries = append(entries, e); len(entries) > pageEntries {
+			d.fail("too many entries in a page")
+		}
+	}
+	if len(entries) == 0 {
+		d.fail("empty page")
 	}
 	return entries, d.err
 }

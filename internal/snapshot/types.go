@@ -64,7 +64,10 @@ type Root struct {
 // Source says what is captured, and into which lineage.
 type Source struct {
 	Lineage Lineage
-	Roots   []Root
+	// Tenant owns the lineage from its first capture on. Another one's is
+	// refused with env.ErrDenied.
+	Tenant string
+	Roots  []Root
 	// IDs is the range of host ids that the environment sees as 0 to Size-1.
 	// A zero Size means that ids are recorded as they are.
 	IDs env.IDRange
@@ -81,6 +84,7 @@ type Info struct {
 	ID      ID        `json:"id"`
 	Lineage Lineage   `json:"lineage"`
 	Seq     uint64    `json:"seq"`
+	Tenant  string    `json:"-"`                // of the lineage; empty if it was begun before they had one
 	Parent  ID        `json:"parent,omitempty"` // the one before, or the one a fork began at
 	Time    time.Time `json:"time"`             // when the environment was frozen
 	Base    string    `json:"base,omitempty"`

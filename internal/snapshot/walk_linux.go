@@ -21,7 +21,7 @@ type walker struct {
 	limits *Limits
 	// visit reads what the node stands for. dirfd is its directory. keep is
 	// false if the name is gone.
-	visit func(w *worker, dirfd int, path string, n *node) (keep bool, err error)
+	visit func(ctx context.Context, w *worker, dirfd int, path string, n *node) (keep bool, err error)
 	jobs  chan walkJob // unbuffered: a directory goes to an idle worker or is walked in place
 	wg    sync.WaitGroup
 
@@ -50,7 +50,7 @@ type openedRoot struct {
 // walkRoots walks all roots. prev has, for each, what an earlier walk found;
 // its nodes may be nil.
 func walkRoots(ctx context.Context, limits *Limits, roots []openedRoot, prev []*node, workers []*worker,
-	visit func(w *worker, dirfd int, path string, n *node) (bool, error),
+	visit func(ctx context.Context, w *worker, dirfd int, path string, n *node) (bool, error),
 ) (found []*node, counts *walker, err error) {
 	w := &walker{ctx: ctx, limits: limits, visit: visit, jobs: make(chan walkJob)}
 	var helpers sync.WaitGroup
@@ -127,7 +127,7 @@ func (w *walker) compare(wk *worker, dirfd int, path string, n, prev *node) (kee
 			return true, nil
 		}
 	}
-	return w.visit(wk, dirfd, path, n)
+	return w.visit(w.ctx, wk, dirfd, path, n)
 }
 
 func (w *walker) dir(wk *worker, j walkJob) error {

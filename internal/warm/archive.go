@@ -1,6 +1,7 @@
 package warm
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,14 +25,19 @@ func archiveName(class, revision string) string {
 	return archivePrefix + class + "." + revision + archiveSuffix
 }
 
-// archiveClasses keeps the revisions of the classes that this agent has.
-func (n *Node) archiveClasses() error {
-	for _, c := range n.classes {
+// archiveClasses keeps the revisions of classes that slots are about to be made
+// from. The caller holds archiving until the node has the classes.
+func (n *Node) archiveClasses(classes []*env.Class) error {
+	for _, c := range classes {
 		b, err := json.Marshal(c)
 		if err != nil {
 			return fmt.Errorf("encode class %s: %w", c.Name, err)
 		}
-		if err := n.state.WriteFile(opArchive, archiveName(c.Name, c.Revision), b, 0o600); err != nil {
+		name := archiveName(c.Name, c.Revision)
+		if have, err := n.state.ReadFile(name, maxArchived); err == nil && bytes.Equal(have, b) {
+			continue
+		}
+		if err := n.state.WriteFile(opArchive, name, b, 0o600); err != nil {
 			return fmt.Errorf("keep class %s: %w", c.Name, err)
 		}
 	}
@@ -54,14 +60,21 @@ func (n *Node) classOf(st slotState) (*env.Class, error) {
 	return &c, nil
 }
 
-// pruneArchive forgets the revisions of which no slot lives.
+// pruneArchive forgets the revisions of which no slot lives. While a slot is
+// being made that does not count itself yet, it forgets nothing.
 func (n *Node) pruneArchive() error {
+	n.archiving.Lock()
+	defer n.archiving.Unlock()
 	names, err := n.state.List()
 	if err != nil {
 		return err
 	}
 	used := map[string]bool{}
 	n.mu.Lock()
+	if n.reserved > 0 {
+		n.mu.Unlock()
+		return nil
+	}
 	for _, c := range n.classes {
 		used[archiveName(c.Name, c.Revision)] = true
 	}

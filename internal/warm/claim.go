@@ -20,6 +20,7 @@ const (
 	maxTenant         = 63
 	maxHostname       = 63 // RFC 1123 label, and below the kernel's 64
 	maxKey            = 128
+	maxClaimDigest    = 64 // bytes of ClaimKey and of ClaimRequest
 )
 
 // Claim is what a caller asks of this node.
@@ -36,6 +37,14 @@ type Claim struct {
 	Labels     map[string]string
 	Snapshot   env.SnapshotID // restored before the first process; empty for none
 	WarmOnly   bool           // refuse instead of starting a container
+
+	// Kept with the environment, so that a new controller knows the call that
+	// made it. Who repeats a call may leave them out: they ask for nothing.
+	ClaimKey     []byte `json:"-"`
+	ClaimRequest []byte `json:"-"`
+
+	// Fetch is where the snapshot is got from if this node does not have it.
+	Fetch *FetchFrom `json:"-"`
 
 	forked bool // the claim began the lineage of its environment
 }
@@ -70,6 +79,10 @@ type Environment struct {
 	Address    string
 	PID        int
 	Ports      []env.Port
+	Ephemeral  bool // of its class: no controller stores it
+
+	ClaimKey     []byte
+	ClaimRequest []byte
 }
 
 // validate checks a claim's form; it cannot know whether the class exists.
@@ -87,6 +100,9 @@ func (c *Claim) validate() error {
 	}
 	if err := validHostname(c.Hostname); err != nil {
 		return err
+	}
+	if n := max(len(c.ClaimKey), len(c.ClaimRequest)); n > maxClaimDigest {
+		return fmt.Errorf("%w: claim key or request of %d bytes, at most %d", env.ErrInvalid, n, maxClaimDigest)
 	}
 	if len(c.Metadata) > MaxMetadataBytes {
 		return fmt.Errorf("%w: metadata of %d bytes, at most %d", env.ErrInvalid, len(c.Metadata), MaxMetadataBytes)

@@ -17,6 +17,11 @@
 //   - The island is locked from before the first process until the claim, and
 //     again before a release or a quarantine begins.
 //   - Secret values (variables, metadata, tokens) are never in the journal.
+//   - What is fenced, or held for a move, stays frozen and locked over restarts
+//     until Unfence or Resume; a fenced node takes no claims.
+//   - A changed class never empties its pool; environments keep the class that
+//     they were made from.
+//   - After Quiesce nothing begins, so that another process may take over.
 //   - No more slots are prepared than the pools and the node's limit allow, and
 //     never two at a time for the pools.
 //

@@ -17,6 +17,8 @@ func (i endedInit) OpenIdentity(env.IDRange) error { return i.err() }
 
 func (i endedInit) Personalise([]IdentityFile, string) error { return i.err() }
 
+func (i endedInit) Recall(string, int) ([]byte, error) { return nil, i.err() }
+
 func (i endedInit) err() error {
 	return fmt.Errorf("%w: init %d has ended", env.ErrState, i.pid)
 }

@@ -18,6 +18,9 @@ const (
 	MetadataFile = "metadata.json"
 )
 
+// environmentVariable has the environment's id, in every environment.
+const environmentVariable = "HEARTH_ENVIRONMENT"
+
 // IdentityFile is one file of a slot's tmpfs to write, in order.
 type IdentityFile struct {
 	Name string
@@ -31,7 +34,7 @@ func identityFiles(id env.ID, c *Claim) ([]IdentityFile, error) {
 	for k, v := range c.Variables {
 		vars[k] = v
 	}
-	vars["HEARTH_ENVIRONMENT"] = string(id)
+	vars[environmentVariable] = string(id)
 	exact, err := json.Marshal(vars)
 	if err != nil {
 		return nil, fmt.Errorf("encode variables: %w", err)

@@ -51,12 +51,28 @@ type envState struct {
 	Snapshot   env.SnapshotID    `json:"snapshot,omitempty"`
 	Claimed    time.Time         `json:"claimed"`
 	Labels     map[string]string `json:"labels,omitempty"`
+	Hostname   string            `json:"hostname,omitempty"` // as claimed; empty is the id
 	Egress     *env.EgressPolicy `json:"egress,omitempty"`
 	Epoch      uint64            `json:"epoch"` // of the token
 	Key        string            `json:"key,omitempty"`
 	Digest     string            `json:"digest,omitempty"`
 	Took       time.Duration     `json:"took,omitempty"`
 	Ports      []env.Port        `json:"ports,omitempty"`
+	Ephemeral  bool              `json:"ephemeral,omitempty"`
+	// ClaimKey and ClaimRequest are kept for the controller.
+	ClaimKey     []byte `json:"claimKey,omitempty"`
+	ClaimRequest []byte `json:"claimRequest,omitempty"`
+	// Before is the phase to which a fenced environment goes back, Held the one
+	// to which an environment held for a move does.
+	Before env.Phase `json:"before,omitempty"`
+	Held   env.Phase `json:"held,omitempty"`
+	// HeldAt is the snapshot of what has not changed since it is held.
+	HeldAt env.SnapshotID `json:"heldAt,omitempty"`
+}
+
+// shut reports whether the environment's island must be locked.
+func (e *envState) shut() bool {
+	return e.Held != "" || (e.Phase != env.PhaseRunning && e.Phase != env.PhasePaused)
 }
 
 // replay folds journal records into the newest state of each slot.

@@ -16,23 +16,31 @@ func (n *Node) Pause(ctx context.Context, id env.ID) (Environment, error) {
 	return n.switchTo(ctx, id, env.PhasePaused)
 }
 
-// Resume thaws a paused environment.
+// Resume thaws a paused environment. One that is held for a move gets the phase
+// back that it had.
 func (n *Node) Resume(ctx context.Context, id env.ID) (Environment, error) {
 	return n.switchTo(ctx, id, env.PhaseRunning)
 }
 
 // switchTo journals running or paused, then settles the freezer.
 func (n *Node) switchTo(ctx context.Context, id env.ID, phase env.Phase) (Environment, error) {
-	s, done, err := n.hold(ctx, id)
+	ctx, end, err := n.begin(ctx)
 	if err != nil {
 		return Environment{}, err
 	}
-	defer done()
-	if err := n.setPhase(s, phase, "", env.PhaseRunning, env.PhasePaused); err != nil {
-		return Environment{}, err
+	defer end()
+	s, done, err := n.hold(ctx, id)
+	if err != nil {
+		return Environment{}, hurried(ctx, err)
 	}
-	if err := n.settle(ctx, s); err != nil {
-		return Environment{}, err
+	defer done()
+	if phase == env.PhaseRunning && n.stateOf(s).Env.Held != "" {
+		err = n.unhold(ctx, s)
+	} else if err = n.setPhase(s, phase, "", env.PhaseRunning, env.PhasePaused); err == nil {
+		err = n.settle(ctx, s)
+	}
+	if err != nil {
+		return Environment{}, hurried(ctx, err)
 	}
 	return n.viewOf(s), nil
 }
@@ -80,17 +88,17 @@ func (n *Node) Quarantine(ctx context.Context, id env.SlotID, why string) error 
 
 // quarantine sets the phase, in memory alone if it must, and freezes.
 func (n *Node) quarantine(ctx context.Context, s *slot, why string) error {
-	err := n.setPhase(s, env.PhaseQuarantined, why, env.PhaseRunning, env.PhasePaused)
-	switch {
-	case errors.Is(err, env.ErrState):
-		return err
-	case err != nil:
-		n.log.Error("journal quarantine; it holds until the agent's restart", "slot", s.id, "error", err)
-		n.mu.Lock()
-		e := *s.state.Env
-		e.Phase, e.Message = env.PhaseQuarantined, why
-		s.state.Env = &e
-		n.mu.Unlock()
+	if n.stateOf(s).Env.Phase != env.PhaseQuarantined {
+		err := n.force(s, func(e *envState) error {
+			if !slices.Contains(living, e.Phase) {
+				return refusal(e)
+			}
+			e.Phase, e.Message, e.Before, e.Held, e.HeldAt = env.PhaseQuarantined, why, "", "", ""
+			return nil
+		})
+		if err != nil {
+			return err
+		}
 	}
 	return n.settle(ctx, s)
 }
@@ -98,19 +106,25 @@ func (n *Node) quarantine(ctx context.Context, s *slot, why string) error {
 // Snapshot captures an environment's files. A running one is frozen for the
 // moment that the capture needs.
 func (n *Node) Snapshot(ctx context.Context, id env.ID) (env.Snapshot, error) {
-	s, done, err := n.hold(ctx, id)
+	ctx, end, err := n.begin(ctx)
 	if err != nil {
 		return env.Snapshot{}, err
 	}
+	defer end()
+	s, done, err := n.hold(ctx, id)
+	if err != nil {
+		return env.Snapshot{}, hurried(ctx, err)
+	}
 	defer done()
-	return n.snapshot(ctx, s)
+	snap, err := n.snapshot(ctx, s, freezeWindow{n, s})
+	return snap, hurried(ctx, err)
 }
 
 // snapshot is Snapshot for a held slot.
-func (n *Node) snapshot(ctx context.Context, s *slot) (env.Snapshot, error) {
+func (n *Node) snapshot(ctx context.Context, s *slot, window Freezer) (env.Snapshot, error) {
 	st := n.stateOf(s)
 	files := Files{Upper: st.Upper, Workspace: n.workspace(s.id), IDs: st.IDs}
-	snap, err := n.parts.Snapshots.Capture(ctx, st.Env.ID, st.Class, st.Image, files, freezeWindow{n, s})
+	snap, err := n.parts.Snapshots.Capture(ctx, st.Env.ID, st.Env.Tenant, st.Class, st.Image, files, window)
 	if err != nil {
 		return env.Snapshot{}, fmt.Errorf("snapshot environment %s: %w", st.Env.ID, err)
 	}
@@ -171,11 +185,17 @@ func (n *Node) releaseAll(ctx context.Context, answers []Answer) error {
 // first if asked or if its class says so; without that snapshot it is kept. A
 // caller that names a generation releases no newer one.
 func (n *Node) Release(ctx context.Context, id env.ID, gen env.Generation, snapshot bool) (env.Snapshot, error) {
+	ctx, end, err := n.begin(ctx)
+	if err != nil {
+		return env.Snapshot{}, err
+	}
+	defer end()
 	keep := keepAsClassSays
 	if snapshot {
 		keep = keepSnapshot
 	}
-	return n.release(ctx, id, gen, keep)
+	snap, err := n.release(ctx, id, gen, keep)
+	return snap, hurried(ctx, err)
 }
 
 // keep says whether a release takes a snapshot first.
@@ -199,7 +219,7 @@ func (n *Node) release(ctx context.Context, id env.ID, gen env.Generation, keep 
 	}
 	var snap env.Snapshot
 	if keep == keepSnapshot || keep == keepAsClassSays && s.class.Snapshot.OnRelease {
-		if snap, err = n.snapshot(ctx, s); err != nil {
+		if snap, err = n.lastSnapshot(ctx, s); err != nil {
 			return env.Snapshot{}, err
 		}
 	}
@@ -218,22 +238,42 @@ func (n *Node) release(ctx context.Context, id env.ID, gen env.Generation, keep 
 	return snap, nil
 }
 
+// lastSnapshot is that of a release. What was captured and held since is not
+// captured again: if it has moved, its lineage goes on elsewhere, and a second
+// snapshot of the same number would be another one.
+func (n *Node) lastSnapshot(ctx context.Context, s *slot) (env.Snapshot, error) {
+	if e := n.stateOf(s).Env; e.Held != "" && e.HeldAt != "" {
+		return n.parts.Snapshots.Get(e.HeldAt)
+	}
+	return n.snapshot(ctx, s, freezeWindow{n, s})
+}
+
 // RestorePolicy puts an environment's own egress policy back in force.
 func (n *Node) RestorePolicy(ctx context.Context, id env.ID) error {
+	ctx, end, err := n.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
 	s, done, err := n.hold(ctx, id)
 	if err != nil {
 		return err
 	}
 	defer done()
 	e := n.stateOf(s).Env
-	if e.Phase == env.PhaseRunning || e.Phase == env.PhasePaused {
-		return n.parts.Islands.Unlock(s.id, s.class.Egress, e.Egress)
+	if e.shut() {
+		return n.parts.Islands.Lock(s.id)
 	}
-	return n.parts.Islands.Lock(s.id)
+	return n.parts.Islands.Unlock(s.id, s.class.Egress, e.Egress)
 }
 
 // Token ends an environment's earlier tokens and returns a new one.
 func (n *Node) Token(ctx context.Context, id env.ID) (string, error) {
+	ctx, end, err := n.begin(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer end()
 	s, done, err := n.hold(ctx, id)
 	if err != nil {
 		return "", err
@@ -284,7 +324,7 @@ func (n *Node) hold(ctx context.Context, id env.ID) (s *slot, done func(), err e
 	n.mu.Unlock()
 	switch {
 	case closed:
-		err = fmt.Errorf("%w: this node's agent is stopping", env.ErrUnavailable)
+		err = errStopping
 	case !same:
 		err = fmt.Errorf("%w: environment %s was released meanwhile", env.ErrNotFound, id)
 	default:
@@ -302,7 +342,7 @@ func (n *Node) setPhase(s *slot, phase env.Phase, message string, from ...env.Ph
 	}
 	return n.changeIf(s, func(st *slotState) error {
 		if !slices.Contains(from, st.Env.Phase) {
-			return fmt.Errorf("%w: environment %s is %s; release it", env.ErrState, st.Env.ID, st.Env.Phase)
+			return refusal(st.Env)
 		}
 		st.Env.Phase, st.Env.Message = phase, message
 		return nil
@@ -310,7 +350,7 @@ func (n *Node) setPhase(s *slot, phase env.Phase, message string, from ...env.Ph
 }
 
 // living are the phases of environments that have processes.
-var living = []env.Phase{env.PhaseRunning, env.PhasePaused, env.PhaseQuarantined}
+var living = []env.Phase{env.PhaseRunning, env.PhasePaused, env.PhaseQuarantined, env.PhaseFenced}
 
 // InitEnded marks an environment as failed whose init has ended, and locks its
 // island. Its files stay until it is released. Slots without an environment

@@ -21,7 +21,7 @@ type Config struct {
 	IDBase   uint32 // lowest host id of the blocks for slots
 	IDCount  int    // number of blocks
 	MaxSlots int    // ready, preparing and claimed together
-	Memory   int64  // bytes that all slots' limits may add up to
+	Memory   int64  // bytes that all slots' limits may add up to; see SetMemory
 	// WorkDir holds a directory per slot, whose "workspace" becomes /workspace.
 	WorkDir string
 	// PrepareTimeout bounds making a slot, readiness included.
@@ -42,12 +42,19 @@ type Node struct {
 	work    sync.WaitGroup
 	sweptAt time.Time // Run's own
 
+	archiving sync.Mutex // guards the files of classes against being pruned before they are used
+
+	fencing sync.Mutex // serialises Fence and Unfence
+
 	journalMu sync.Mutex // guards the order of a slot's change and its record against compaction
 	journal   *durable.Log
 
 	mu       sync.Mutex // guards all below
 	classes  map[string]*env.Class
 	pools    map[string]*pool
+	memory   int64 // bytes that all slots' limits may add up to
+	gate     gate
+	fenced   bool // the node has lost its controller
 	slots    map[env.SlotID]*slot
 	envs     map[env.ID]*slot
 	keys     map[string]*keyed
@@ -126,11 +133,13 @@ const (
 	opJournal = "journal"
 	opArchive = "class"
 	opKey     = "node-key"
+	opFence   = "fence"
 )
 
 const (
 	journalFile = "journal"
 	keyFile     = "token.key"
+	fenceFile   = "fenced"
 )
 
 // Open reads the journal in dir, compares it with the kernel and containerd,
@@ -146,11 +155,14 @@ func Open(ctx context.Context, cfg Config, dir *durable.Dir, classes []*env.Clas
 		metrics: newMetrics(), wake: make(chan struct{}, 1),
 		classes: map[string]*env.Class{}, pools: map[string]*pool{},
 		slots: map[env.SlotID]*slot{}, envs: map[env.ID]*slot{}, keys: map[string]*keyed{}, pending: map[env.ID]bool{},
-		ids: newIDRanges(cfg.IDBase, cfg.IDCount),
+		ids: newIDRanges(cfg.IDBase, cfg.IDCount), memory: cfg.Memory, gate: newGate(),
 	}
 	for _, c := range classes {
 		n.classes[c.Name] = c
 		n.pools[c.Name] = &pool{}
+	}
+	if n.fenced, err = wasFenced(dir); err != nil {
+		return nil, err
 	}
 	past := newReplay(cfg.BootID)
 	if n.journal, err = dir.OpenLog(opJournal, journalFile, past.visit); err != nil {
@@ -190,7 +202,12 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 }
 
-// Close refuses new work and closes the journal. Slots live on.
+// closePatience is how long Close lets work go on that the next start would
+// complete.
+const closePatience = 2 * time.Second
+
+// Close refuses new work, waits a moment for what is under way, and closes the
+// journal. Slots live on.
 func (n *Node) Close() error {
 	n.mu.Lock()
 	n.closed = true
@@ -198,8 +215,11 @@ func (n *Node) Close() error {
 	for _, s := range n.slots {
 		slots = append(slots, s)
 	}
+	hurry := n.gate.hurryNow
 	n.mu.Unlock()
+	late := time.AfterFunc(closePatience, func() { hurry(errStopping) })
 	n.work.Wait()
+	late.Stop()
 	for _, s := range slots {
 		s.letGo()
 	}

@@ -127,6 +127,8 @@ type Init interface {
 	OpenIdentity(ids env.IDRange) error
 	// Personalise replaces the identity files and sets the hostname.
 	Personalise(files []IdentityFile, hostname string) error
+	// Recall reads an identity file as it is now: foreign bytes, at most limit.
+	Recall(name string, limit int) ([]byte, error)
 	// Close lets go of the process without changing it.
 	Close()
 }
@@ -168,13 +170,22 @@ type Files struct {
 	IDs       env.IDRange
 }
 
+// FetchFrom is a node that has a snapshot and granted it to this one.
+type FetchFrom struct {
+	Node    string
+	Address string // host:port of its Node API
+}
+
 // snapshots keeps and brings back environments' files.
 type snapshots interface {
-	Capture(ctx context.Context, id env.ID, class, base string, files Files, freeze Freezer) (env.Snapshot, error)
+	// Capture refuses a lineage that belongs to another tenant.
+	Capture(ctx context.Context, id env.ID, tenant, class, base string, files Files, freeze Freezer) (env.Snapshot, error)
+	// Fetch gets a snapshot of the tenant from the node that granted it.
+	Fetch(ctx context.Context, id env.SnapshotID, tenant string, from FetchFrom) error
 	// Restore fills empty directories below which nothing is mounted.
 	Restore(ctx context.Context, id env.SnapshotID, files Files) error
-	// Fork starts child's lineage from the snapshot.
-	Fork(ctx context.Context, id env.SnapshotID, child env.ID) error
+	// Fork starts child's lineage from the snapshot, which must be the tenant's.
+	Fork(ctx context.Context, id env.SnapshotID, child env.ID, tenant string) error
 	// Delete removes a lineage from which nothing borrows.
 	Delete(lineage env.ID) error
 	Get(id env.SnapshotID) (env.Snapshot, error)

@@ -13,7 +13,7 @@ type poolView struct {
 	class     *env.Class
 	ready     []readySlot // of any revision
 	preparing int
-	fits      bool      // the node has the memory for one more
+	fits      bool      // the node has a place and the memory for one more
 	failures  int       // preparations that failed in a row
 	retryAt   time.Time // no preparation before
 }
@@ -77,8 +77,10 @@ func next(pools []poolView, room int, now time.Time) action {
 	return action{until: wait}
 }
 
-// retirable finds a slot to remove: surplus and old revisions' slots once the
-// current revision has its fill, expired ones at any time.
+// retirable finds a slot to remove: expired ones at any time, surplus, and old
+// revisions' slots once they are surplus beside the current ones. Where there
+// is no room for a new slot beside the old, an old one makes it, but never the
+// last of its pool.
 func retirable(pools []poolView, now time.Time, soonest func(time.Time)) (env.SlotID, bool) {
 	for i := range pools {
 		p := &pools[i]
@@ -98,8 +100,10 @@ func retirable(pools []poolView, now time.Time, soonest func(time.Time)) (env.Sl
 			}
 		}
 		for _, s := range p.ready {
-			old := s.revision != p.class.Revision
-			if (old && current >= want) || (!old && current > want) {
+			switch old := s.revision != p.class.Revision; {
+			case old && (current >= want || len(p.ready) > want),
+				old && !p.fits && p.preparing == 0 && len(p.ready) > 1,
+				!old && current > want:
 				return s.id, true
 			}
 		}
@@ -125,4 +129,20 @@ func better(a, b *poolView) bool {
 		return x > y
 	}
 	return cmp.Less(a.class.Name, b.class.Name)
+}
+
+// spare finds a ready slot to do without when the node has promised more memory
+// than it has: the oldest of the pool that has most.
+func spare(pools []poolView) (env.SlotID, bool) {
+	var most *poolView
+	for i := range pools {
+		p := &pools[i]
+		if len(p.ready) > 0 && (most == nil || len(p.ready) > len(most.ready) || len(p.ready) == len(most.ready) && p.class.Name < most.class.Name) {
+			most = p
+		}
+	}
+	if most == nil {
+		return "", false
+	}
+	return slices.MinFunc(most.ready, func(a, b readySlot) int { return a.made.Compare(b.made) }).id, true
 }

@@ -55,9 +55,9 @@ func (n *Node) enter(s *slot) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.reserved--
-	if used, want := n.memoryLocked(), s.class.Resources.MemoryBytes; used+want > n.cfg.Memory {
-		return fmt.Errorf("%w: %d of %d bytes of memory are promised, class %s needs %d; release environments or raise limits.memory",
-			env.ErrExhausted, used, n.cfg.Memory, s.class.Name, want)
+	if used, want := n.memoryLocked(), s.class.Resources.MemoryBytes; used+want > n.memory {
+		return fmt.Errorf("%w: %d of %d bytes of memory are promised, class %s needs %d; release environments or raise the node's budget (limits.memory)",
+			env.ErrExhausted, used, n.memory, s.class.Name, want)
 	}
 	ids, err := n.ids.take()
 	if err != nil {

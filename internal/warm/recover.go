@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
+	"slices"
 	"time"
 
 	"hearth/internal/durable"
@@ -34,7 +36,7 @@ func loadKey(dir *durable.Dir) ([]byte, error) {
 // what lives, completes what was intended, and removes everything else that
 // carries this instance's name.
 func (n *Node) recover(ctx context.Context, past *replay) error {
-	if err := n.archiveClasses(); err != nil {
+	if err := n.archiveClasses(slices.Collect(maps.Values(n.classes))); err != nil {
 		return err
 	}
 	found, err := n.parts.Runtime.List(ctx)
@@ -54,8 +56,13 @@ func (n *Node) recover(ctx context.Context, past *replay) error {
 		n.log.Error("sweep orphans", "error", err)
 	}
 	n.mu.Lock()
-	kept, environments := len(n.slots), len(n.envs)
+	kept, environments, fenced := len(n.slots), len(n.envs), n.fenced
 	n.mu.Unlock()
+	if fenced { // complete what was intended
+		if err := n.fenceAll(ctx); err != nil {
+			n.log.Error("fence environments", "error", err)
+		}
+	}
 	if len(past.slots)+len(past.stale) > 0 {
 		n.log.Info("state recovered", "slots", kept, "environments", environments, "journaled", len(past.slots), "earlier_boots", len(past.stale))
 	}
@@ -221,7 +228,7 @@ func (n *Node) reopen(ctx context.Context, s *slot) error {
 	e := s.state.Env
 	n.parts.Detector.Claimed(s.id, e.ID)
 	var err error
-	if e.Phase == env.PhaseQuarantined {
+	if e.shut() {
 		err = n.parts.Islands.Lock(s.id)
 	} else {
 		err = n.parts.Islands.Unlock(s.id, s.class.Egress, e.Egress)

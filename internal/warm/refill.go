@@ -2,6 +2,7 @@ package warm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -34,7 +35,7 @@ func (n *Node) step(ctx context.Context) (time.Duration, error) {
 	}
 	if now.Sub(n.sweptAt) > sweepEvery {
 		n.sweptAt = now
-		if err := n.sweep(ctx, nil); err != nil {
+		if err := errors.Join(n.sweep(ctx, nil), n.pruneArchive()); err != nil {
 			return idleCheck, fmt.Errorf("sweep orphans: %w", err)
 		}
 	}
@@ -75,18 +76,17 @@ const rest = 5 * time.Millisecond
 func (n *Node) decide(now time.Time) action {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.gate.shut {
+		return action{}
+	}
 	n.dropDead()
+	n.dropPoolsLocked()
 	n.expireKeys(now)
-	views := make([]poolView, 0, len(n.pools))
-	memory := n.memoryLocked()
-	for name, p := range n.pools {
-		class := n.classes[name]
-		v := poolView{class: class, preparing: p.making, failures: p.failures, retryAt: p.retryAt}
-		v.fits = memory+class.Resources.MemoryBytes <= n.cfg.Memory
-		for _, s := range p.ready {
-			v.ready = append(v.ready, readySlot{id: s.id, revision: s.state.Revision, made: s.state.Made})
+	views := n.poolViewsLocked()
+	if n.memoryLocked() > n.memory {
+		if id, ok := spare(views); ok {
+			return action{retire: id}
 		}
-		views = append(views, v)
 	}
 	room := n.roomLocked()
 	resting := n.restTill.After(now)
@@ -98,6 +98,22 @@ func (n *Node) decide(now time.Time) action {
 		act.until = n.restTill
 	}
 	return act
+}
+
+// poolViewsLocked is what next is to know. The caller holds mu.
+func (n *Node) poolViewsLocked() []poolView {
+	views := make([]poolView, 0, len(n.pools))
+	memory, room := n.memoryLocked(), n.roomLocked()
+	for name, p := range n.pools {
+		class := n.poolClassLocked(name)
+		v := poolView{class: class, preparing: p.making, failures: p.failures, retryAt: p.retryAt}
+		v.fits = room > 0 && memory+class.Resources.MemoryBytes <= n.memory
+		for _, s := range p.ready {
+			v.ready = append(v.ready, readySlot{id: s.id, revision: s.state.Revision, made: s.state.Made})
+		}
+		views = append(views, v)
+	}
+	return views
 }
 
 // dropDead takes ready slots whose init has ended out of their pools and has
@@ -147,6 +163,10 @@ func (n *Node) roomLocked() int { return n.cfg.MaxSlots - len(n.slots) - n.reser
 func (n *Node) refill(ctx context.Context, class *env.Class) {
 	n.mu.Lock()
 	p := n.pools[class.Name]
+	if p == nil || n.gate.shut { // the class went, or a hand-over began, since decide looked
+		n.mu.Unlock()
+		return
+	}
 	p.making++
 	n.reserved++
 	n.mu.Unlock()
@@ -210,7 +230,9 @@ func (n *Node) background(s *slot, why string) {
 	n.work.Add(1)
 	go func() {
 		defer n.work.Done()
-		if err := n.destroy(context.Background(), s); err != nil {
+		ctx, done := n.untilHurry(context.Background())
+		defer done()
+		if err := n.destroy(ctx, s); err != nil {
 			n.log.Error("remove slot", "slot", s.id, "error", err)
 		}
 		n.poke()

@@ -16,6 +16,17 @@ func (n *Node) Claim(ctx context.Context, c Claim) (Answer, error) {
 	if err := c.validate(); err != nil {
 		return Answer{}, err
 	}
+	ctx, end, err := n.begin(ctx)
+	if err != nil {
+		return Answer{}, err
+	}
+	defer end()
+	answer, err := n.claimByKey(ctx, c, watch)
+	return answer, hurried(ctx, err)
+}
+
+// claimByKey claims, or answers a repeated key as before.
+func (n *Node) claimByKey(ctx context.Context, c Claim, watch *stopwatch) (Answer, error) {
 	if c.Key == "" {
 		return n.claim(ctx, &c, "", watch)
 	}
@@ -111,7 +122,7 @@ func (n *Node) claim(ctx context.Context, c *Claim, digest string, watch *stopwa
 	}
 	watch.lap("take")
 	err = n.personalise(ctx, s, c, digest, warm, watch)
-	condemned := n.claimEnded(c.ID, s, err != nil)
+	condemned, err := n.claimEnded(c.ID, s, err)
 	if err != nil {
 		n.background(s, "its claim failed")
 		n.unfork(c)
@@ -136,11 +147,16 @@ func (n *Node) obtain(ctx context.Context, c *Claim) (s *slot, warm bool, err er
 	class := n.classes[c.Class]
 	switch {
 	case n.closed:
-		return nil, false, fmt.Errorf("%w: this node's agent is stopping", env.ErrUnavailable)
+		return nil, false, errStopping
+	case n.fenced:
+		return nil, false, errFenced
 	case class == nil:
 		return nil, false, fmt.Errorf("%w: class %q; this node has %s", env.ErrNotFound, c.Class, n.classNames())
 	case n.envs[c.ID] != nil || n.pending[c.ID]:
 		return nil, false, fmt.Errorf("%w: environment %s runs on this node", env.ErrExists, c.ID)
+	}
+	if err := n.overLocked(); err != nil {
+		return nil, false, err
 	}
 	n.pending[c.ID] = true
 	n.claiming++
@@ -199,17 +215,41 @@ func (n *Node) makeCold(ctx context.Context, class *env.Class, c *Claim) (*slot,
 	// Refill may go on while this slot is made: only its hand-over is in a hurry.
 	n.claiming--
 	n.mu.Unlock()
-	var fill fill
-	if c.Snapshot != "" {
-		fill = n.restore(c)
-	}
-	s, err := n.prepare(ctx, class, fill)
-	if err != nil {
-		n.unfork(c)
-	}
+	s, err := n.makeFor(ctx, class, c)
 	n.mu.Lock()
 	n.claiming++
 	return s, err
+}
+
+// makeFor is makeCold without the lock. It takes the reservation.
+func (n *Node) makeFor(ctx context.Context, class *env.Class, c *Claim) (*slot, error) {
+	if c.Snapshot == "" {
+		return n.prepare(ctx, class, nil)
+	}
+	// Before the slot, whose preparation is bounded: a fetch may take long.
+	if err := n.fetch(ctx, c); err != nil {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.reserved--
+		return nil, err
+	}
+	s, err := n.prepare(ctx, class, n.restore(c))
+	if err != nil {
+		n.unfork(c)
+	}
+	return s, err
+}
+
+// fetch gets the claim's snapshot from the node that the claim names, if this
+// one does not have it.
+func (n *Node) fetch(ctx context.Context, c *Claim) error {
+	if c.Fetch == nil {
+		return nil
+	}
+	if _, err := n.parts.Snapshots.Get(c.Snapshot); !errors.Is(err, env.ErrNotFound) {
+		return err
+	}
+	return n.parts.Snapshots.Fetch(ctx, c.Snapshot, c.Tenant, *c.Fetch)
 }
 
 // restore fills a slot from the claim's snapshot, which must be of the same
@@ -221,6 +261,9 @@ func (n *Node) restore(c *Claim) fill {
 		if err != nil {
 			return err
 		}
+		if snap.Tenant != c.Tenant {
+			return fmt.Errorf("%w: snapshot %s belongs to another tenant", env.ErrDenied, id)
+		}
 		if snap.Base != image.Digest {
 			return fmt.Errorf("%w: snapshot %s lies on image %s, the class has %s; claim a class of the snapshot's image", env.ErrInvalid, id, snap.Base, image.Digest)
 		}
@@ -230,7 +273,7 @@ func (n *Node) restore(c *Claim) fill {
 		if snap.Lineage == c.ID {
 			return nil // it goes on in its own lineage
 		}
-		if err := n.parts.Snapshots.Fork(ctx, id, c.ID); err != nil {
+		if err := n.parts.Snapshots.Fork(ctx, id, c.ID, c.Tenant); err != nil {
 			return err
 		}
 		c.forked = true
@@ -294,8 +337,9 @@ func (st *slotState) claimedBy(c *Claim, digest string, warm bool, class *env.Cl
 	st.Phase = env.SlotClaimed
 	st.Env = &envState{
 		ID: c.ID, Tenant: c.Tenant, Generation: c.Generation, Phase: env.PhaseClaiming,
-		Warm: warm, Snapshot: c.Snapshot, Claimed: time.Now(), Labels: c.Labels, Egress: c.Egress,
+		Warm: warm, Snapshot: c.Snapshot, Claimed: time.Now(), Labels: c.Labels, Hostname: c.Hostname, Egress: c.Egress,
 		Epoch: 1, Key: c.Key, Digest: digest, Ports: class.Ports,
+		Ephemeral: class.Ephemeral, ClaimKey: c.ClaimKey, ClaimRequest: c.ClaimRequest,
 	}
 }
 
@@ -318,6 +362,8 @@ func (n *Node) afterClaim(s *slot, st slotState, condemned string) {
 			return
 		}
 		n.log.Info("environment claimed", "environment", st.Env.ID, "slot", s.id, "class", st.Class, "warm", st.Env.Warm, "took", st.Env.Took)
+		ctx, done := n.untilHurry(ctx) // init may hang
+		defer done()
 		if err := s.guest.Claimed(ctx); err != nil {
 			n.log.Error("start services after claim", "environment", st.Env.ID, "error", err)
 		}
@@ -325,14 +371,18 @@ func (n *Node) afterClaim(s *slot, st slotState, condemned string) {
 }
 
 // claimEnded opens the environment to operations, or forgets it if its claim
-// failed, and says why it must be quarantined, if it must. The pools are
+// failed, and says why it must be quarantined, if it must. A claim fails if the
+// node was fenced meanwhile, which did not see its environment. The pools are
 // refilled again after a rest; claims that follow each other closely do not
 // prolong it: a busy node must refill most of all.
-func (n *Node) claimEnded(id env.ID, s *slot, failed bool) (condemned string) {
+func (n *Node) claimEnded(id env.ID, s *slot, err error) (condemned string, _ error) {
 	n.mu.Lock()
 	n.claiming--
 	delete(n.pending, id)
-	if failed {
+	if err == nil && n.fenced && !s.class.RunOnPartition {
+		err = errFenced
+	}
+	if err != nil {
 		delete(n.envs, id)
 	}
 	condemned = s.condemned
@@ -341,7 +391,7 @@ func (n *Node) claimEnded(id env.ID, s *slot, failed bool) (condemned string) {
 	}
 	n.mu.Unlock()
 	n.poke()
-	return condemned
+	return condemned, err
 }
 
 func (n *Node) dropEnvironment(id env.ID) {

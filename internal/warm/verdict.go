@@ -60,4 +60,6 @@ func judgeEnvironment(phase env.Phase, f finding) (fate, string) {
 // wantsFrozen reports whether an environment in this phase must be frozen. The
 // journal is written before the cgroup, so a restart completes what the last
 // agent intended: a pause goes on, a snapshot's freeze ends.
-func wantsFrozen(p env.Phase) bool { return p == env.PhasePaused || p == env.PhaseQuarantined }
+func wantsFrozen(p env.Phase) bool {
+	return p == env.PhasePaused || p == env.PhaseQuarantined || p == env.PhaseFenced
+}

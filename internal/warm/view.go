@@ -18,6 +18,7 @@ type PoolView struct {
 	Claimed   int
 	Message   string
 	Memory    int64 // limit of one environment, in bytes
+	Ephemeral bool  // of the class
 }
 
 // Room is what the node may still give away.
@@ -35,6 +36,7 @@ func (s *slot) view(st slotState) Environment {
 		ID:      e.ID, Slot: st.ID, Class: st.Class, Tenant: e.Tenant, Generation: e.Generation,
 		Phase: e.Phase, Message: e.Message, Warm: e.Warm, Snapshot: e.Snapshot,
 		Claimed: e.Claimed, Labels: e.Labels, PID: st.PID, Ports: e.Ports,
+		Ephemeral: e.Ephemeral, ClaimKey: e.ClaimKey, ClaimRequest: e.ClaimRequest,
 	}
 }
 
@@ -102,10 +104,13 @@ func (n *Node) Pools() []PoolView {
 	out := make([]PoolView, 0, len(n.pools))
 	for name, p := range n.pools {
 		class := n.classes[name]
+		if class == nil {
+			continue // its last slots are being removed
+		}
 		out = append(out, PoolView{
 			Class: name, Revision: class.Revision, Want: class.Warm.Slots,
 			Ready: len(p.ready), Preparing: p.making, Claimed: claimed[name], Message: p.message,
-			Memory: class.Resources.MemoryBytes,
+			Memory: class.Resources.MemoryBytes, Ephemeral: class.Ephemeral,
 		})
 	}
 	slices.SortFunc(out, func(a, b PoolView) int { return strings.Compare(a.Class, b.Class) })
@@ -118,7 +123,7 @@ func (n *Node) Room() Room {
 	defer n.mu.Unlock()
 	return Room{
 		SlotsMax: n.cfg.MaxSlots, SlotsUsed: len(n.slots),
-		MemoryMax: n.cfg.Memory, MemoryReserved: n.memoryLocked(),
+		MemoryMax: n.memory, MemoryReserved: n.memoryLocked(),
 		IDRangesMax: len(n.ids.used), IDRangesUsed: n.ids.inUse(),
 	}
 }

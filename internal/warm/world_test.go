@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync"
 
 	"hearth/internal/env"
@@ -26,6 +27,7 @@ type world struct {
 	snaps      map[env.SnapshotID]env.Snapshot
 	lineages   map[env.ID]bool // begun by a fork
 	nextPID    int
+	hang       bool // guests take no claim
 }
 
 func newWorld() *world {
@@ -360,6 +362,19 @@ func (i *fakeInit) Alive() bool {
 	return i.alive[i.pid]
 }
 
+func (i *fakeInit) Recall(name string, limit int) ([]byte, error) {
+	if err := i.call("identity-recall"); err != nil {
+		return nil, err
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	b, ok := i.identities[i.pid][name]
+	if !ok || len(b) > limit {
+		return nil, env.ErrNotFound
+	}
+	return []byte(b), nil
+}
+
 func (i *fakeInit) Personalise(files []IdentityFile, hostname string) error {
 	if err := i.call("identity"); err != nil {
 		return err
@@ -381,7 +396,13 @@ func (w fakeGuests) Dial(env.SlotID, Init) (Guest, error) { return fakeGuest(w),
 
 func (g fakeGuest) Configure(context.Context, *env.Class) error { return g.call("configure") }
 func (g fakeGuest) AwaitReady(context.Context) error            { return g.call("ready") }
-func (g fakeGuest) Claimed(context.Context) error               { return g.call("claimed") }
+func (g fakeGuest) Claimed(ctx context.Context) error {
+	if g.hang {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return g.call("claimed")
+}
 
 type fakeDetector struct{ *world }
 
@@ -409,7 +430,7 @@ func (w fakeDetector) Unbind(slot env.SlotID) {
 
 type fakeSnapshots struct{ *world }
 
-func (w fakeSnapshots) Capture(ctx context.Context, id env.ID, class, base string, _ Files, f Freezer) (env.Snapshot, error) {
+func (w fakeSnapshots) Capture(ctx context.Context, id env.ID, tenant, class, base string, _ Files, f Freezer) (env.Snapshot, error) {
 	if err := w.call("capture"); err != nil {
 		return env.Snapshot{}, err
 	}
@@ -421,7 +442,7 @@ func (w fakeSnapshots) Capture(ctx context.Context, id env.ID, class, base strin
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	s := env.Snapshot{ID: env.SnapshotID(fmt.Sprintf("%s/%d", id, len(w.snaps)+1)), Lineage: id, Class: class, Base: base}
+	s := env.Snapshot{ID: env.SnapshotID(fmt.Sprintf("%s/%d", id, len(w.snaps)+1)), Lineage: id, Tenant: tenant, Class: class, Base: base}
 	w.snaps[s.ID] = s
 	return s, nil
 }
@@ -430,13 +451,26 @@ func (w fakeSnapshots) Restore(context.Context, env.SnapshotID, Files) error {
 	return w.call("restore")
 }
 
-func (w fakeSnapshots) Fork(_ context.Context, _ env.SnapshotID, child env.ID) error {
+func (w fakeSnapshots) Fork(_ context.Context, _ env.SnapshotID, child env.ID, _ string) error {
 	if err := w.call("fork"); err != nil {
 		return err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.lineages[child] = true
+	return nil
+}
+
+// Fetch finds on the other node whatever it is asked for, as a snapshot of the
+// tenant and the test's image.
+func (w fakeSnapshots) Fetch(_ context.Context, id env.SnapshotID, tenant string, from FetchFrom) error {
+	if err := w.call("fetch " + from.Node); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	lineage, _, _ := strings.Cut(string(id), "/")
+	w.snaps[id] = env.Snapshot{ID: id, Lineage: env.ID(lineage), Tenant: tenant, Base: "sha256:busybox"}
 	return nil
 }
 

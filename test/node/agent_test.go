@@ -29,7 +29,7 @@ const (
 	lying    = "hearthlie"
 )
 
-var instances = []string{fullDisk, lying}
+var instances = []string{fullDisk, lying, gone}
 
 // slots is limits.slots of every agent here, and warm how many of them the
 // class "web" keeps ready.
@@ -48,7 +48,8 @@ type agent struct {
 }
 
 // classes of the stage's own agent. Class "web" has a service that is probed
-// and answers with the claim's variable; "bare" has none and no pool.
+// and answers with the claim's variable; "bare" has none and no pool; a claim of
+// "slow" takes until its probe is given up.
 var classes = map[string]string{
 	"web": fmt.Sprintf(`  image: hearth.local/busybox:1
   services:
@@ -72,6 +73,7 @@ var classes = map[string]string{
   - {name: echo, port: 9000, protocol: tcp}
 `, warm),
 	"bare":     "  image: hearth.local/busybox:1\n  resources: {memory: 64Mi}\n",
+	"slow":     "  image: hearth.local/busybox:1\n  readiness: {command: [test, -e, /never], timeout: 25s}\n  resources: {memory: 64Mi}\n",
 	"nowhere":  "  image: not-imported:1\n",
 	"unpulled": "  image: 198.51.100.2:5000/none/such:1\n",
 }

@@ -26,6 +26,15 @@ type Hearthctl struct {
 	env  []string
 }
 
+// NewHearthctl runs the program at path with these variables.
+func NewHearthctl(path string, env ...string) Hearthctl { return Hearthctl{path: path, env: env} }
+
+// With is h with other values of some variables.
+func (h Hearthctl) With(env ...string) Hearthctl {
+	h.env = append(append([]string(nil), h.env...), env...) // the last one counts
+	return h
+}
+
 // Run returns standard output; an error has standard error's text.
 func (h Hearthctl) Run(args ...string) (string, error) {
 	out, stderr, code := h.Try(args...)

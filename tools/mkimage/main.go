@@ -1,11 +1,11 @@
-// Mkimage makes a small OCI image from a static busybox, as an archive in the
-// OCI image layout, without a registry, a container engine or root. The same
-// busybox gives the same bytes.
+// Mkimage makes small OCI images, as archives in the OCI image layout that
+// `ctr images import`, skopeo and crane read, without a registry, a container
+// engine or root: from programs (-file), or from a static busybox (-busybox).
+// The same files give the same bytes.
 package main
 
 import (
-	"archive/tar"
-	"bytes"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -22,32 +22,87 @@ func main() {
 	}
 }
 
-func run(args []string) error {
+// list is a flag that may be given several times.
+type list []string
+
+func (l *list) String() string { return strings.Join(*l, ",") }
+
+func (l *list) Set(value string) error {
+	*l = append(*l, value)
+	return nil
+}
+
+// options are the command line.
+type options struct {
+	busybox, arch, out string
+	refs, files, entry list
+	user, version      string
+}
+
+func parse(args []string) (options, error) {
+	var o options
 	flags := flag.NewFlagSet("mkimage", flag.ContinueOnError)
-	busybox := flags.String("busybox", "/bin/busybox", "statically linked busybox")
-	ref := flags.String("ref", "hearth.local/busybox:1", "the image's name")
-	arch := flags.String("arch", "amd64", "the image's architecture")
-	out := flags.String("o", "busybox.tar", "archive to write")
+	flags.StringVar(&o.busybox, "busybox", "/bin/busybox", "statically linked busybox, for an image without -file")
+	flags.StringVar(&o.arch, "arch", "amd64", "the image's architecture")
+	flags.StringVar(&o.out, "o", "busybox.tar", "archive to write")
+	flags.StringVar(&o.user, "user", "", "uid:gid that the program runs as; default is root")
+	flags.StringVar(&o.version, "version", "", "version to write into the image's labels")
+	flags.Var(&o.refs, "ref", "the image's name, host/path:tag; may be repeated (default hearth.local/busybox:1)")
+	flags.Var(&o.files, "file", "SOURCE=/path: a static program of the image; may be repeated")
+	flags.Var(&o.entry, "entrypoint", "word of the command that the image runs; may be repeated")
 	if err := flags.Parse(args); err != nil {
+		return o, err
+	}
+	if flags.NArg() > 0 {
+		return o, fmt.Errorf("unknown argument %q", flags.Arg(0))
+	}
+	if len(o.files) > 0 && (len(o.refs) == 0 || len(o.entry) == 0) {
+		return o, errors.New("-file needs -ref and -entrypoint")
+	}
+	if len(o.refs) == 0 {
+		o.refs = list{"hearth.local/busybox:1"}
+	}
+	return o, nil
+}
+
+func run(args []string) error {
+	o, err := parse(args)
+	if err != nil {
 		return err
 	}
-	binary, err := os.ReadFile(*busybox)
-	if err != nil {
-		return fmt.Errorf("read busybox (Debian: busybox-static): %w", err)
-	}
-	applets, err := appletPaths(*busybox)
+	spec, err := specOf(o)
 	if err != nil {
 		return err
 	}
-	var layer bytes.Buffer
-	if err := writeTar(&layer, rootfs(binary, applets)); err != nil {
-		return fmt.Errorf("write layer: %w", err)
+	img, err := build(spec)
+	if err != nil {
+		return fmt.Errorf("build image: %w", err)
 	}
-	files, err := layout(*ref, *arch, layer.Bytes())
+	files, err := archive(img, o.refs)
 	if err != nil {
 		return err
 	}
-	return replaceFile(*out, func(w io.Writer) error { return writeTar(w, files) })
+	return replaceFile(o.out, func(w io.Writer) error { return writeTar(w, files) })
+}
+
+// specOf reads what the command line names.
+func specOf(o options) (spec, error) {
+	if len(o.files) > 0 {
+		entries, err := programs(o.files)
+		if err != nil {
+			return spec{}, err
+		}
+		return spec{arch: o.arch, rootfs: entries, entrypoint: o.entry, user: o.user, workDir: "/", version: o.version}, nil
+	}
+	binary, err := os.ReadFile(o.busybox)
+	if err != nil {
+		return spec{}, fmt.Errorf("read busybox (Debian: busybox-static): %w", err)
+	}
+	applets, err := appletPaths(o.busybox)
+	if err != nil {
+		return spec{}, err
+	}
+	return spec{arch: o.arch, rootfs: rootfs(binary, applets), cmd: []string{"/bin/sh"}, user: o.user, workDir: "/workspace", version: o.version}, nil
 }
 
 // appletPaths asks busybox for the paths of its applets, relative to the root.
@@ -57,29 +112,6 @@ func appletPaths(busybox string) ([]string, error) {
 		return nil, fmt.Errorf("list applets of %s: %w", busybox, err)
 	}
 	return strings.Fields(string(listing)), nil
-}
-
-// writeTar writes entries in the given order with nothing in them that depends
-// on when, where or by whom it is run.
-func writeTar(w io.Writer, entries []entry) error {
-	archive := tar.NewWriter(w)
-	for _, e := range entries {
-		header := &tar.Header{
-			Format:   tar.FormatUSTAR,
-			Name:     e.name,
-			Typeflag: e.kind,
-			Linkname: e.target,
-			Mode:     e.mode,
-			Size:     int64(len(e.data)),
-		}
-		if err := archive.WriteHeader(header); err != nil {
-			return fmt.Errorf("%s: %w", e.name, err)
-		}
-		if _, err := archive.Write(e.data); err != nil {
-			return fmt.Errorf("%s: %w", e.name, err)
-		}
-	}
-	return archive.Close()
 }
 
 // replaceFile writes beside path and renames, so that an interrupted run leaves

@@ -3,14 +3,20 @@ package main
 import (
 	"archive/tar"
 	"bytes"
-	"crypto/sha256"
-	"encoding/json"
-	"fmt"
+	"errors"
 	"io"
+	"os"
+	"os/exec"
 	"path"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/validate"
 )
 
 var applets = []string{"bin/sh", "usr/sbin/httpd", "opt/odd/applet", "bin/busybox"}
@@ -64,58 +70,207 @@ func TestRootfsHasParentsLinksAndModes(t *testing.T) {
 	}
 }
 
-func TestImageIsTheSameEveryTime(t *testing.T) {
-	build := func() []byte {
-		files, err := layout("hearth.local/busybox:1", "amd64", tarOf(t, rootfs([]byte("ELF"), applets)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return tarOf(t, files)
+func archiveOf(t *testing.T, s spec, refs ...string) []byte {
+	t.Helper()
+	img, err := build(s)
+	if err != nil {
+		t.Fatal(err)
 	}
+	files, err := archive(img, refs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tarOf(t, files)
+}
+
+func busyboxSpec() spec {
+	return spec{arch: "amd64", rootfs: rootfs([]byte("ELF"), applets), cmd: []string{"/bin/sh"}, workDir: "/workspace"}
+}
+
+func TestImageIsTheSameEveryTime(t *testing.T) {
+	build := func() []byte { return archiveOf(t, busyboxSpec(), "hearth.local/busybox:1") }
 	if !bytes.Equal(build(), build()) {
 		t.Error("two builds differ")
 	}
 }
 
-func TestLayoutResolvesFromIndexToLayer(t *testing.T) {
-	layer := tarOf(t, rootfs([]byte("ELF"), applets))
-	files, err := layout("hearth.local/busybox:1", "amd64", layer)
+// extract writes an archive's members below a new directory.
+func extract(t *testing.T, archive []byte) string {
+	t.Helper()
+	dir := t.TempDir()
+	reader := tar.NewReader(bytes.NewReader(archive))
+	for {
+		header, err := reader.Next()
+		if errors.Is(err, io.EOF) {
+			return dir
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := filepath.Join(dir, header.Name)
+		if header.Typeflag == tar.TypeDir {
+			if err := os.Mkdir(name, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		data, err := io.ReadAll(reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// checkIndex validates everything that index leads to. The library's validator
+// reads layers only if they are compressed, so theirs are checked here.
+func checkIndex(t *testing.T, index v1.ImageIndex) {
+	t.Helper()
+	if err := validate.Index(index, validate.Fast); err != nil {
+		t.Error(err)
+	}
+	listing, err := index.IndexManifest()
 	if err != nil {
 		t.Fatal(err)
 	}
-	content := map[string][]byte{}
-	for _, f := range files {
-		content[f.name] = f.data
-	}
-	fetch := func(d descriptor, into any) []byte {
-		t.Helper()
-		data := content["blobs/sha256/"+strings.TrimPrefix(d.Digest, "sha256:")]
-		if got := fmt.Sprintf("sha256:%x", sha256.Sum256(data)); got != d.Digest || len(data) != d.Size {
-			t.Fatalf("blob %s: has digest %s and %d bytes", d.Digest, got, len(data))
+	for _, m := range listing.Manifests {
+		img, err := index.Image(m.Digest)
+		if err != nil {
+			t.Fatal(err)
 		}
-		if into != nil {
-			if err := json.Unmarshal(data, into); err != nil {
+		config, err := img.ConfigFile()
+		if err != nil {
+			t.Fatal(err)
+		}
+		layers, err := img.Layers()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, layer := range layers {
+			digest, err := layer.Digest()
+			if err != nil {
 				t.Fatal(err)
 			}
+			reader, err := layer.Compressed()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, _, err := v1.SHA256(reader); err != nil || got != digest || got != config.RootFS.DiffIDs[i] {
+				t.Errorf("layer %d is %s (%v), the manifest says %s, the configuration %s", i, got, err, digest, config.RootFS.DiffIDs[i])
+			}
+			reader.Close()
 		}
-		return data
 	}
-	var top index
-	if err := json.Unmarshal(content["index.json"], &top); err != nil {
+}
+
+// The reader and the validator are a registry client's, not ours.
+func TestArchiveIsAValidLayoutUnderEveryName(t *testing.T) {
+	refs := []string{"docker.io/hearth/pause:devel", "docker.io/hearth/pause:v1"}
+	index, err := layout.ImageIndexFromPath(extract(t, archiveOf(t, busyboxSpec(), refs...)))
+	if err != nil {
 		t.Fatal(err)
 	}
-	if got := top.Manifests[0].Annotations["io.containerd.image.name"]; got != "hearth.local/busybox:1" {
-		t.Errorf("image name %q", got)
+	checkIndex(t, index)
+	listing, err := index.IndexManifest()
+	if err != nil {
+		t.Fatal(err)
 	}
-	var m manifest
-	fetch(top.Manifests[0], &m)
-	var config image
-	fetch(m.Config, &config)
-	if !bytes.Equal(fetch(m.Layers[0], nil), layer) {
-		t.Error("the layer is not the one that was given")
+	var names []string
+	for _, m := range listing.Manifests {
+		names = append(names, m.Annotations["io.containerd.image.name"])
+		if m.Digest != listing.Manifests[0].Digest {
+			t.Error("the names are of different images")
+		}
+		if m.Platform == nil || m.Platform.String() != "linux/amd64" {
+			t.Errorf("platform %v", m.Platform)
+		}
 	}
-	if config.RootFS.DiffIDs[0] != m.Layers[0].Digest {
-		t.Error("an uncompressed layer's diff id must be its digest")
+	if !slices.Equal(names, refs) {
+		t.Errorf("names %q, want %q", names, refs)
+	}
+}
+
+func program(t *testing.T) string {
+	t.Helper()
+	out := filepath.Join(t.TempDir(), "pause")
+	build := exec.Command("go", "build", "-trimpath", "-o", out, "../pause")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, text)
+	}
+	return out
+}
+
+func TestProgramImageHoldsTheProgramAndItsUser(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "image.tar")
+	err := run([]string{
+		"-file", program(t) + "=/opt/bin/pause", "-entrypoint", "/opt/bin/pause", "-user", "65532:65532",
+		"-ref", "docker.io/hearth/pause:devel", "-version", "v1", "-o", out,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	index, err := layout.ImageIndexFromPath(extract(t, data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkIndex(t, index)
+	listing, err := index.IndexManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := index.Image(listing.Manifests[0].Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := img.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := config.Config; c.User != "65532:65532" || !slices.Equal(c.Entrypoint, []string{"/opt/bin/pause"}) ||
+		c.Labels["org.opencontainers.image.version"] != "v1" {
+		t.Errorf("configuration %+v", c)
+	}
+	layers, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader, err := layers[0].Uncompressed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	layer, err := io.ReadAll(reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h := unpack(t, layer)["opt/bin/pause"]; h == nil || h.Mode != 0o755 {
+		t.Errorf("the program is not there as a program: %+v", h)
+	}
+}
+
+func TestWhatCannotRunInTheImageIsRefused(t *testing.T) {
+	text := filepath.Join(t.TempDir(), "text")
+	if err := os.WriteFile(text, []byte("no program"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct{ file, want string }{
+		"no program":   {text + "=/x", "is no program"},
+		"no target":    {text, "want SOURCE=/path"},
+		"dynamic":      {"/bin/ls=/ls", "is linked dynamically"},
+		"not absolute": {text + "=x", "want SOURCE=/path"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := run([]string{"-file", tt.file, "-entrypoint", "/x", "-ref", "a/b:c", "-o", filepath.Join(t.TempDir(), "o")})
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v, want %q", err, tt.want)
+			}
+		})
 	}
 }
 

@@ -6,27 +6,6 @@ import (
 	"sort"
 )
 
-// entry is one member of an archive.
-type entry struct {
-	name   string
-	kind   byte // of archive/tar
-	mode   int64
-	target string // of a symbolic link
-	data   []byte
-}
-
-func directory(name string, mode int64) entry {
-	return entry{name: name + "/", kind: tar.TypeDir, mode: mode}
-}
-
-func file(name string, mode int64, data string) entry {
-	return entry{name: name, kind: tar.TypeReg, mode: mode, data: []byte(data)}
-}
-
-func link(name, target string) entry {
-	return entry{name: name, kind: tar.TypeSymlink, mode: 0o777, target: target}
-}
-
 // resolver is the gateway of every island, where the agent answers DNS.
 const resolver = "100.96.0.1"
 

@@ -234,9 +234,11 @@ func (x *GetResponse) GetEnvironment() *Environment {
 }
 
 type ListRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Class         string                 `protobuf:"bytes,1,opt,name=class,proto3" json:"class,omitempty"`
-	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Class string                 `protobuf:"bytes,1,opt,name=class,proto3" json:"class,omitempty"`
+	Node  string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	// tenant to list; empty is the caller's own, or all for an administrator.
+	Tenant        string `protobuf:"bytes,3,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -281,6 +283,13 @@ func (x *ListRequest) GetClass() string {
 func (x *ListRequest) GetNode() string {
 	if x != nil {
 		return x.Node
+	}
+	return ""
+}
+
+func (x *ListRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
 	}
 	return ""
 }
@@ -1034,10 +1043,11 @@ const file_hearth_v1_environment_proto_rawDesc = "" +
 	"GetRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\"G\n" +
 	"\vGetResponse\x128\n" +
-	"\venvironment\x18\x01 \x01(\v2\x16.hearth.v1.EnvironmentR\venvironment\"7\n" +
+	"\venvironment\x18\x01 \x01(\v2\x16.hearth.v1.EnvironmentR\venvironment\"O\n" +
 	"\vListRequest\x12\x14\n" +
 	"\x05class\x18\x01 \x01(\tR\x05class\x12\x12\n" +
-	"\x04node\x18\x02 \x01(\tR\x04node\"J\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x16\n" +
+	"\x06tenant\x18\x03 \x01(\tR\x06tenant\"J\n" +
 	"\fListResponse\x12:\n" +
 	"\fenvironments\x18\x01 \x03(\v2\x16.hearth.v1.EnvironmentR\fenvironments\"Y\n" +
 	"\fPauseRequest\x12'\n" +

@@ -669,7 +669,8 @@ type NodeSnapshotRequest struct {
 	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	Environment    string                 `protobuf:"bytes,2,opt,name=environment,proto3" json:"environment,omitempty"`
 	// hold leaves the environment frozen and its island locked, because it is
-	// about to move. Resume undoes it, Release ends it.
+	// about to move, over restarts of the agent and through a fence that ends. Resume
+	// undoes it, Release ends it, and one that is held can be captured again.
 	Hold bool `protobuf:"varint,3,opt,name=hold,proto3" json:"hold,omitempty"`
 	// fetch_by grants the snapshot to this node for 15 minutes.
 	FetchBy       string `protobuf:"bytes,4,opt,name=fetch_by,json=fetchBy,proto3" json:"fetch_by,omitempty"`
@@ -736,8 +737,12 @@ func (x *NodeSnapshotRequest) GetFetchBy() string {
 }
 
 type NodeSnapshotResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Snapshot      *Snapshot              `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Snapshot *Snapshot              `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// spec, with hold, is all that the environment was claimed with: variables,
+	// hostname, metadata, egress and labels. The node that takes it over needs them,
+	// and no controller stores them.
+	Spec          *ClaimSpec `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -775,6 +780,13 @@ func (*NodeSnapshotResponse) Descriptor() ([]byte, []int) {
 func (x *NodeSnapshotResponse) GetSnapshot() *Snapshot {
 	if x != nil {
 		return x.Snapshot
+	}
+	return nil
+}
+
+func (x *NodeSnapshotResponse) GetSpec() *ClaimSpec {
+	if x != nil {
+		return x.Spec
 	}
 	return nil
 }
@@ -1778,7 +1790,10 @@ func (x *FetchSnapshotResponse) GetData() []byte {
 }
 
 type HandOverRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// serving says that the caller has taken over and answers names: the agent
+	// that handed over stops doing so.
+	Serving       bool `protobuf:"varint,1,opt,name=serving,proto3" json:"serving,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1811,6 +1826,13 @@ func (x *HandOverRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use HandOverRequest.ProtoReflect.Descriptor instead.
 func (*HandOverRequest) Descriptor() ([]byte, []int) {
 	return file_hearth_v1_node_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *HandOverRequest) GetServing() bool {
+	if x != nil {
+		return x.Serving
+	}
+	return false
 }
 
 type HandOverResponse struct {
@@ -2390,9 +2412,10 @@ const file_hearth_v1_node_proto_rawDesc = "" +
 	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\x12\x12\n" +
 	"\x04hold\x18\x03 \x01(\bR\x04hold\x12\x19\n" +
-	"\bfetch_by\x18\x04 \x01(\tR\afetchBy\"G\n" +
+	"\bfetch_by\x18\x04 \x01(\tR\afetchBy\"q\n" +
 	"\x14NodeSnapshotResponse\x12/\n" +
-	"\bsnapshot\x18\x01 \x01(\v2\x13.hearth.v1.SnapshotR\bsnapshot\"<\n" +
+	"\bsnapshot\x18\x01 \x01(\v2\x13.hearth.v1.SnapshotR\bsnapshot\x12(\n" +
+	"\x04spec\x18\x02 \x01(\v2\x14.hearth.v1.ClaimSpecR\x04spec\"<\n" +
 	"\x18NodeListSnapshotsRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\"N\n" +
 	"\x19NodeListSnapshotsResponse\x121\n" +
@@ -2457,8 +2480,9 @@ const file_hearth_v1_node_proto_rawDesc = "" +
 	"\x14FetchSnapshotRequest\x12\x1a\n" +
 	"\bsnapshot\x18\x01 \x01(\tR\bsnapshot\"+\n" +
 	"\x15FetchSnapshotResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\x11\n" +
-	"\x0fHandOverRequest\"\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"+\n" +
+	"\x0fHandOverRequest\x12\x18\n" +
+	"\aserving\x18\x01 \x01(\bR\aserving\"\x12\n" +
 	"\x10HandOverResponse\"$\n" +
 	"\x0eInspectRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"%\n" +
@@ -2603,64 +2627,65 @@ var file_hearth_v1_node_proto_depIdxs = []int32{
 	46, // 9: hearth.v1.NodePauseResponse.environment:type_name -> hearth.v1.Environment
 	46, // 10: hearth.v1.NodeResumeResponse.environment:type_name -> hearth.v1.Environment
 	49, // 11: hearth.v1.NodeSnapshotResponse.snapshot:type_name -> hearth.v1.Snapshot
-	49, // 12: hearth.v1.NodeListSnapshotsResponse.snapshots:type_name -> hearth.v1.Snapshot
-	0,  // 13: hearth.v1.NodeForkRequest.children:type_name -> hearth.v1.NodeClaimRequest
-	49, // 14: hearth.v1.NodeForkResponse.snapshot:type_name -> hearth.v1.Snapshot
-	2,  // 15: hearth.v1.NodeForkResponse.children:type_name -> hearth.v1.NodeClaimResponse
-	49, // 16: hearth.v1.NodeReleaseResponse.snapshot:type_name -> hearth.v1.Snapshot
-	47, // 17: hearth.v1.NodeTokenResponse.access:type_name -> hearth.v1.Access
-	22, // 18: hearth.v1.InventoryResponse.pools:type_name -> hearth.v1.Pool
-	46, // 19: hearth.v1.InventoryResponse.environments:type_name -> hearth.v1.Environment
-	25, // 20: hearth.v1.InventoryResponse.room:type_name -> hearth.v1.Room
-	38, // 21: hearth.v1.FlowsResponse.flows:type_name -> hearth.v1.Flow
-	43, // 22: hearth.v1.FlowsResponse.drops:type_name -> hearth.v1.FlowsResponse.DropsEntry
-	44, // 23: hearth.v1.FlowsResponse.drops_in:type_name -> hearth.v1.FlowsResponse.DropsInEntry
-	50, // 24: hearth.v1.Flow.first:type_name -> google.protobuf.Timestamp
-	50, // 25: hearth.v1.Flow.last:type_name -> google.protobuf.Timestamp
-	51, // 26: hearth.v1.DetectionsResponse.detection:type_name -> hearth.v1.Detection
-	0,  // 27: hearth.v1.NodeService.Claim:input_type -> hearth.v1.NodeClaimRequest
-	4,  // 28: hearth.v1.NodeService.Get:input_type -> hearth.v1.NodeGetRequest
-	6,  // 29: hearth.v1.NodeService.List:input_type -> hearth.v1.NodeListRequest
-	8,  // 30: hearth.v1.NodeService.Pause:input_type -> hearth.v1.NodePauseRequest
-	10, // 31: hearth.v1.NodeService.Resume:input_type -> hearth.v1.NodeResumeRequest
-	12, // 32: hearth.v1.NodeService.Snapshot:input_type -> hearth.v1.NodeSnapshotRequest
-	14, // 33: hearth.v1.NodeService.ListSnapshots:input_type -> hearth.v1.NodeListSnapshotsRequest
-	16, // 34: hearth.v1.NodeService.Fork:input_type -> hearth.v1.NodeForkRequest
-	18, // 35: hearth.v1.NodeService.Release:input_type -> hearth.v1.NodeReleaseRequest
-	20, // 36: hearth.v1.NodeService.Token:input_type -> hearth.v1.NodeTokenRequest
-	23, // 37: hearth.v1.NodeService.Inventory:input_type -> hearth.v1.InventoryRequest
-	34, // 38: hearth.v1.NodeService.Inspect:input_type -> hearth.v1.InspectRequest
-	36, // 39: hearth.v1.NodeService.Flows:input_type -> hearth.v1.FlowsRequest
-	39, // 40: hearth.v1.NodeService.UnsafeOpenIsland:input_type -> hearth.v1.UnsafeOpenIslandRequest
-	26, // 41: hearth.v1.NodeService.SetClasses:input_type -> hearth.v1.SetClassesRequest
-	28, // 42: hearth.v1.NodeService.SetBudget:input_type -> hearth.v1.SetBudgetRequest
-	30, // 43: hearth.v1.NodeService.FetchSnapshot:input_type -> hearth.v1.FetchSnapshotRequest
-	32, // 44: hearth.v1.NodeService.HandOver:input_type -> hearth.v1.HandOverRequest
-	41, // 45: hearth.v1.NodeService.Detections:input_type -> hearth.v1.DetectionsRequest
-	2,  // 46: hearth.v1.NodeService.Claim:output_type -> hearth.v1.NodeClaimResponse
-	5,  // 47: hearth.v1.NodeService.Get:output_type -> hearth.v1.NodeGetResponse
-	7,  // 48: hearth.v1.NodeService.List:output_type -> hearth.v1.NodeListResponse
-	9,  // 49: hearth.v1.NodeService.Pause:output_type -> hearth.v1.NodePauseResponse
-	11, // 50: hearth.v1.NodeService.Resume:output_type -> hearth.v1.NodeResumeResponse
-	13, // 51: hearth.v1.NodeService.Snapshot:output_type -> hearth.v1.NodeSnapshotResponse
-	15, // 52: hearth.v1.NodeService.ListSnapshots:output_type -> hearth.v1.NodeListSnapshotsResponse
-	17, // 53: hearth.v1.NodeService.Fork:output_type -> hearth.v1.NodeForkResponse
-	19, // 54: hearth.v1.NodeService.Release:output_type -> hearth.v1.NodeReleaseResponse
-	21, // 55: hearth.v1.NodeService.Token:output_type -> hearth.v1.NodeTokenResponse
-	24, // 56: hearth.v1.NodeService.Inventory:output_type -> hearth.v1.InventoryResponse
-	35, // 57: hearth.v1.NodeService.Inspect:output_type -> hearth.v1.InspectResponse
-	37, // 58: hearth.v1.NodeService.Flows:output_type -> hearth.v1.FlowsResponse
-	40, // 59: hearth.v1.NodeService.UnsafeOpenIsland:output_type -> hearth.v1.UnsafeOpenIslandResponse
-	27, // 60: hearth.v1.NodeService.SetClasses:output_type -> hearth.v1.SetClassesResponse
-	29, // 61: hearth.v1.NodeService.SetBudget:output_type -> hearth.v1.SetBudgetResponse
-	31, // 62: hearth.v1.NodeService.FetchSnapshot:output_type -> hearth.v1.FetchSnapshotResponse
-	33, // 63: hearth.v1.NodeService.HandOver:output_type -> hearth.v1.HandOverResponse
-	42, // 64: hearth.v1.NodeService.Detections:output_type -> hearth.v1.DetectionsResponse
-	46, // [46:65] is the sub-list for method output_type
-	27, // [27:46] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	45, // 12: hearth.v1.NodeSnapshotResponse.spec:type_name -> hearth.v1.ClaimSpec
+	49, // 13: hearth.v1.NodeListSnapshotsResponse.snapshots:type_name -> hearth.v1.Snapshot
+	0,  // 14: hearth.v1.NodeForkRequest.children:type_name -> hearth.v1.NodeClaimRequest
+	49, // 15: hearth.v1.NodeForkResponse.snapshot:type_name -> hearth.v1.Snapshot
+	2,  // 16: hearth.v1.NodeForkResponse.children:type_name -> hearth.v1.NodeClaimResponse
+	49, // 17: hearth.v1.NodeReleaseResponse.snapshot:type_name -> hearth.v1.Snapshot
+	47, // 18: hearth.v1.NodeTokenResponse.access:type_name -> hearth.v1.Access
+	22, // 19: hearth.v1.InventoryResponse.pools:type_name -> hearth.v1.Pool
+	46, // 20: hearth.v1.InventoryResponse.environments:type_name -> hearth.v1.Environment
+	25, // 21: hearth.v1.InventoryResponse.room:type_name -> hearth.v1.Room
+	38, // 22: hearth.v1.FlowsResponse.flows:type_name -> hearth.v1.Flow
+	43, // 23: hearth.v1.FlowsResponse.drops:type_name -> hearth.v1.FlowsResponse.DropsEntry
+	44, // 24: hearth.v1.FlowsResponse.drops_in:type_name -> hearth.v1.FlowsResponse.DropsInEntry
+	50, // 25: hearth.v1.Flow.first:type_name -> google.protobuf.Timestamp
+	50, // 26: hearth.v1.Flow.last:type_name -> google.protobuf.Timestamp
+	51, // 27: hearth.v1.DetectionsResponse.detection:type_name -> hearth.v1.Detection
+	0,  // 28: hearth.v1.NodeService.Claim:input_type -> hearth.v1.NodeClaimRequest
+	4,  // 29: hearth.v1.NodeService.Get:input_type -> hearth.v1.NodeGetRequest
+	6,  // 30: hearth.v1.NodeService.List:input_type -> hearth.v1.NodeListRequest
+	8,  // 31: hearth.v1.NodeService.Pause:input_type -> hearth.v1.NodePauseRequest
+	10, // 32: hearth.v1.NodeService.Resume:input_type -> hearth.v1.NodeResumeRequest
+	12, // 33: hearth.v1.NodeService.Snapshot:input_type -> hearth.v1.NodeSnapshotRequest
+	14, // 34: hearth.v1.NodeService.ListSnapshots:input_type -> hearth.v1.NodeListSnapshotsRequest
+	16, // 35: hearth.v1.NodeService.Fork:input_type -> hearth.v1.NodeForkRequest
+	18, // 36: hearth.v1.NodeService.Release:input_type -> hearth.v1.NodeReleaseRequest
+	20, // 37: hearth.v1.NodeService.Token:input_type -> hearth.v1.NodeTokenRequest
+	23, // 38: hearth.v1.NodeService.Inventory:input_type -> hearth.v1.InventoryRequest
+	34, // 39: hearth.v1.NodeService.Inspect:input_type -> hearth.v1.InspectRequest
+	36, // 40: hearth.v1.NodeService.Flows:input_type -> hearth.v1.FlowsRequest
+	39, // 41: hearth.v1.NodeService.UnsafeOpenIsland:input_type -> hearth.v1.UnsafeOpenIslandRequest
+	26, // 42: hearth.v1.NodeService.SetClasses:input_type -> hearth.v1.SetClassesRequest
+	28, // 43: hearth.v1.NodeService.SetBudget:input_type -> hearth.v1.SetBudgetRequest
+	30, // 44: hearth.v1.NodeService.FetchSnapshot:input_type -> hearth.v1.FetchSnapshotRequest
+	32, // 45: hearth.v1.NodeService.HandOver:input_type -> hearth.v1.HandOverRequest
+	41, // 46: hearth.v1.NodeService.Detections:input_type -> hearth.v1.DetectionsRequest
+	2,  // 47: hearth.v1.NodeService.Claim:output_type -> hearth.v1.NodeClaimResponse
+	5,  // 48: hearth.v1.NodeService.Get:output_type -> hearth.v1.NodeGetResponse
+	7,  // 49: hearth.v1.NodeService.List:output_type -> hearth.v1.NodeListResponse
+	9,  // 50: hearth.v1.NodeService.Pause:output_type -> hearth.v1.NodePauseResponse
+	11, // 51: hearth.v1.NodeService.Resume:output_type -> hearth.v1.NodeResumeResponse
+	13, // 52: hearth.v1.NodeService.Snapshot:output_type -> hearth.v1.NodeSnapshotResponse
+	15, // 53: hearth.v1.NodeService.ListSnapshots:output_type -> hearth.v1.NodeListSnapshotsResponse
+	17, // 54: hearth.v1.NodeService.Fork:output_type -> hearth.v1.NodeForkResponse
+	19, // 55: hearth.v1.NodeService.Release:output_type -> hearth.v1.NodeReleaseResponse
+	21, // 56: hearth.v1.NodeService.Token:output_type -> hearth.v1.NodeTokenResponse
+	24, // 57: hearth.v1.NodeService.Inventory:output_type -> hearth.v1.InventoryResponse
+	35, // 58: hearth.v1.NodeService.Inspect:output_type -> hearth.v1.InspectResponse
+	37, // 59: hearth.v1.NodeService.Flows:output_type -> hearth.v1.FlowsResponse
+	40, // 60: hearth.v1.NodeService.UnsafeOpenIsland:output_type -> hearth.v1.UnsafeOpenIslandResponse
+	27, // 61: hearth.v1.NodeService.SetClasses:output_type -> hearth.v1.SetClassesResponse
+	29, // 62: hearth.v1.NodeService.SetBudget:output_type -> hearth.v1.SetBudgetResponse
+	31, // 63: hearth.v1.NodeService.FetchSnapshot:output_type -> hearth.v1.FetchSnapshotResponse
+	33, // 64: hearth.v1.NodeService.HandOver:output_type -> hearth.v1.HandOverResponse
+	42, // 65: hearth.v1.NodeService.Detections:output_type -> hearth.v1.DetectionsResponse
+	47, // [47:66] is the sub-list for method output_type
+	28, // [28:47] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_hearth_v1_node_proto_init() }

@@ -1,16 +1,19 @@
 // Package boltstore keeps the fleet's desired state in one bbolt file.
 //
-// The file has mode 0600: it holds the answers of the last 24 hours, and with
-// them access tokens. bbolt itself refuses a second process; the controller's
-// lock on its state directory says so earlier and better. Every Save is one
-// bbolt transaction with its fsync (0.3 ms on a local disk); Batch would wait
-// 10 ms for company.
+// The file has mode 0600. It holds digests of keys and requests, and no token.
+// bbolt itself refuses a second process; the controller's lock on its state
+// directory says so earlier and better.
+//
+// Saves that come together share one transaction and its fsync: while one is
+// being written, the next ones gather, and none waits for company that may not
+// come. Posts ride with the next transaction, or are written a second later.
 package boltstore
 
 import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -21,29 +24,46 @@ import (
 	"hearth/internal/fleet"
 )
 
-var (
-	metaBucket    = []byte("meta")
-	recordBucket  = []byte("environments")
-	answerBucket  = []byte("answers")
-	apiKeyBucket  = []byte("apikeys")
-	joinBucket    = []byte("jointokens")
-	epochKey      = []byte("epoch")
-	formatKey     = []byte("format")
-	currentFormat = []byte("1")
-)
+// postDelay is how long a post waits for a transaction to ride with.
+const postDelay = time.Second
 
 // Store implements fleet.Store.
 type Store struct {
 	db    *bolt.DB
 	path  string
 	fault durable.Fault
+
+	mu      sync.Mutex // guards all below
+	waiting []*save    // to be written
+	posted  map[env.ID]edit
+	writing bool        // somebody writes, and goes on with those who wait
+	timer   *time.Timer // runs if posts wait
+	work    sync.WaitGroup
+	closed  bool
+}
+
+// save is a Save that waits for its transaction.
+type save struct {
+	edit edit
+	id   env.ID        // its record's; empty if it is about none
+	done chan struct{} // closed when err is set, or when it shall write itself
+	err  error
+	lead bool
+}
+
+// edit is what a change does to the file. It is encoded beforehand, so that a
+// change that cannot be is nobody else's fault.
+type edit struct {
+	bucket, key []byte
+	value       []byte // nil deletes
 }
 
 var _ fleet.Store = (*Store)(nil)
 
 // Open opens or makes the file. A file that another process has open is
-// env.ErrState, one of another format env.ErrUnsupported. Fault, nil in
-// production, is called as "<op>:before" and "<op>:after" around each Save.
+// env.ErrState, one of a format that is not known env.ErrUnsupported. Fault, nil
+// in production, is called as "<op>:before" and "<op>:after" around each Save,
+// and around posts that are written by themselves as "posts:…".
 func Open(path string, fault durable.Fault) (*Store, error) {
 	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second, FreelistType: bolt.FreelistMapType, NoFreelistSync: true})
 	if errors.Is(err, bolterrors.ErrTimeout) {
@@ -55,37 +75,26 @@ func Open(path string, fault durable.Fault) (*Store, error) {
 	if err := db.Update(prepare); err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", path, err), db.Close())
 	}
-	return &Store{db: db, path: path, fault: fault}, nil
-}
-
-func prepare(tx *bolt.Tx) error {
-	for _, name := range [][]byte{metaBucket, recordBucket, answerBucket, apiKeyBucket, joinBucket} {
-		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
-			return err
-		}
-	}
-	meta := tx.Bucket(metaBucket)
-	switch have := meta.Get(formatKey); {
-	case have == nil:
-		return meta.Put(formatKey, currentFormat)
-	case string(have) != string(currentFormat):
-		return fmt.Errorf("%w: it has format %.16q, this program knows %s; use a newer one", env.ErrUnsupported, have, currentFormat)
-	}
-	return nil
+	return &Store{db: db, path: path, fault: fault, posted: map[env.ID]edit{}}, nil
 }
 
 // NextEpoch raises the epoch.
 func (s *Store) NextEpoch() (uint64, error) {
 	var epoch uint64
-	err := s.update("epoch", func(tx *bolt.Tx) error {
+	if err := s.step("epoch:before"); err != nil {
+		return 0, err
+	}
+	if err := s.db.Update(func(tx *bolt.Tx) error {
 		meta := tx.Bucket(metaBucket)
 		if b := meta.Get(epochKey); len(b) == 8 {
 			epoch = binary.BigEndian.Uint64(b)
 		}
 		epoch++
 		return meta.Put(epochKey, binary.BigEndian.AppendUint64(nil, epoch))
-	})
-	return epoch, err
+	}); err != nil {
+		return 0, fmt.Errorf("raise epoch in %s: %w", s.path, err)
+	}
+	return epoch, s.step("epoch:after")
 }
 
 // Load reads everything.
@@ -94,7 +103,6 @@ func (s *Store) Load() (fleet.State, error) {
 	err := s.db.View(func(tx *bolt.Tx) error {
 		return errors.Join(
 			each(tx, recordBucket, fleet.DecodeRecord, &st.Records),
-			each(tx, answerBucket, fleet.DecodeAnswer, &st.Answers),
 			each(tx, apiKeyBucket, fleet.DecodeAPIKey, &st.APIKeys),
 			each(tx, joinBucket, fleet.DecodeJoinToken, &st.JoinTokens),
 		)
@@ -116,21 +124,52 @@ func each[T any](tx *bolt.Tx, bucket []byte, decode func([]byte) (T, error), int
 	})
 }
 
-// Save writes a change in one transaction.
+// Save writes a change, and what was posted before, in one transaction.
 func (s *Store) Save(c fleet.Change) error {
-	return s.update(c.Op, func(tx *bolt.Tx) error {
-		return errors.Join(remove(tx, c), put(tx, c.Put))
-	})
+	e, err := encode(c)
+	if err == nil {
+		err = s.step(c.Op + ":before")
+	}
+	if err == nil {
+		err = s.write(&save{edit: e, id: c.ID(), done: make(chan struct{})})
+	}
+	if err != nil {
+		return fmt.Errorf("save %s in %s: %w", c.Op, s.path, err)
+	}
+	return s.step(c.Op + ":after")
 }
 
-func (s *Store) update(op string, fn func(*bolt.Tx) error) error {
-	if err := s.step(op + ":before"); err != nil {
-		return err
+// Post writes a record or its deletion behind.
+func (s *Store) Post(c fleet.Change) {
+	e, err := encode(c)
+	if err != nil || c.ID() == "" {
+		return // Validate's: no caller makes such a change
 	}
-	if err := s.db.Update(fn); err != nil {
-		return fmt.Errorf("save %s in %s: %w", op, s.path, err)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return
 	}
-	return s.step(op + ":after")
+	s.posted[c.ID()] = e
+	if s.timer == nil {
+		s.work.Add(1)
+		s.timer = time.AfterFunc(postDelay, s.flush)
+	}
+}
+
+// flush writes the posts that no Save took along. If that fails they wait again.
+func (s *Store) flush() {
+	defer s.work.Done()
+	s.mu.Lock()
+	s.timer = nil
+	closed, some := s.closed, len(s.posted) > 0
+	s.mu.Unlock()
+	if closed || !some || s.step("posts:before") != nil {
+		return
+	}
+	if s.write(&save{done: make(chan struct{})}) == nil {
+		_ = s.step("posts:after")
+	}
 }
 
 // step lets a test end the process around a transaction. A failure after it
@@ -142,56 +181,14 @@ func (s *Store) step(name string) error {
 	return s.fault(name)
 }
 
-func put(tx *bolt.Tx, st fleet.State) error {
-	var errs []error
-	write := func(bucket, key, value []byte, err error) {
-		if err == nil {
-			err = tx.Bucket(bucket).Put(key, value)
-		}
-		errs = append(errs, err)
+// Close writes what was posted and closes the file.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	if s.timer != nil && s.timer.Stop() {
+		s.work.Done()
 	}
-	for _, r := range st.Records {
-		b, err := fleet.EncodeRecord(r)
-		write(recordBucket, []byte(r.ID()), b, err)
-	}
-	for _, a := range st.Answers {
-		b, err := fleet.EncodeAnswer(a)
-		write(answerBucket, answerKey(a.AnswerKey), b, err)
-	}
-	for _, k := range st.APIKeys {
-		b, err := fleet.EncodeAPIKey(k)
-		write(apiKeyBucket, []byte(k.ID), b, err)
-	}
-	for _, t := range st.JoinTokens {
-		b, err := fleet.EncodeJoinToken(t)
-		write(joinBucket, t.Hash[:], b, err)
-	}
-	return errors.Join(errs...)
+	s.mu.Unlock()
+	s.work.Wait()
+	return errors.Join(s.write(&save{done: make(chan struct{})}), s.db.Close())
 }
-
-func remove(tx *bolt.Tx, c fleet.Change) error {
-	var errs []error
-	for _, id := range c.DeleteRecords {
-		errs = append(errs, tx.Bucket(recordBucket).Delete([]byte(id)))
-	}
-	for _, k := range c.DeleteAnswers {
-		errs = append(errs, tx.Bucket(answerBucket).Delete(answerKey(k)))
-	}
-	for _, id := range c.DeleteAPIKeys {
-		errs = append(errs, tx.Bucket(apiKeyBucket).Delete([]byte(id)))
-	}
-	for _, t := range c.DeleteJoinTokens {
-		errs = append(errs, tx.Bucket(joinBucket).Delete(t.Hash[:]))
-	}
-	return errors.Join(errs...)
-}
-
-// answerKey cannot be forged by a tenant whose name holds the separator: the
-// tenant's length comes first.
-func answerKey(k fleet.AnswerKey) []byte {
-	b := binary.BigEndian.AppendUint32(nil, uint32(len(k.Tenant)))
-	return append(append(b, k.Tenant...), k.Key...)
-}
-
-// Close closes the file.
-func (s *Store) Close() error { return s.db.Close() }

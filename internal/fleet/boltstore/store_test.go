@@ -13,19 +13,45 @@ import (
 	"hearth/internal/fleet/storetest"
 )
 
+func open(t testing.TB, path string) *Store {
+	t.Helper()
+	s, err := Open(path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
 func TestStoreKeepsTheContract(t *testing.T) {
 	dirs := map[*testing.T]string{}
-	storetest.Run(t, func(t *testing.T) fleet.Store {
-		t.Helper()
-		if dirs[t] == "" {
-			dirs[t] = t.TempDir()
-		}
-		s, err := Open(filepath.Join(dirs[t], "fleet.db"), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s
+	storetest.Run(t, storetest.Options{
+		Open: func(t *testing.T) fleet.Store {
+			t.Helper()
+			if dirs[t] == "" {
+				dirs[t] = t.TempDir()
+			}
+			return open(t, filepath.Join(dirs[t], "fleet.db"))
+		},
+		Crash: func(t *testing.T, s fleet.Store) {
+			t.Helper()
+			if err := s.(*Store).crash(); err != nil {
+				t.Fatal(err)
+			}
+		},
 	})
+}
+
+// crash leaves the file as the death of the process would.
+func (s *Store) crash() error {
+	s.mu.Lock()
+	s.closed = true
+	clear(s.posted)
+	if s.timer != nil && s.timer.Stop() {
+		s.work.Done()
+	}
+	s.mu.Unlock()
+	s.work.Wait()
+	return s.db.Close()
 }
 
 func TestTheFileIsPrivateAndHasOneUser(t *testing.T) {
@@ -50,7 +76,7 @@ func TestANewerFormatIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.db.Update(func(tx *bolt.Tx) error { return tx.Bucket(metaBucket).Put(formatKey, []byte("2")) }); err != nil {
+	if err := s.db.Update(func(tx *bolt.Tx) error { return tx.Bucket(metaBucket).Put(formatKey, []byte("3")) }); err != nil {
 		t.Fatal(err)
 	}
 	_ = s.Close()
@@ -85,7 +111,7 @@ func TestAFaultLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	if err := s.Save(fleet.Change{Op: "x", Put: fleet.State{APIKeys: []fleet.APIKey{{ID: "k"}}}}); !errors.Is(err, broken) {
+	if err := s.Save(fleet.Change{Op: "x", APIKey: &fleet.APIKey{ID: "k"}}); !errors.Is(err, broken) {
 		t.Errorf("error = %v", err)
 	}
 	if st, err := s.Load(); err != nil || len(st.APIKeys) != 0 {
@@ -100,8 +126,23 @@ func BenchmarkSave(b *testing.B) {
 	}
 	defer s.Close()
 	for b.Loop() {
-		if err := s.Save(fleet.Change{Op: "x", Put: fleet.State{APIKeys: []fleet.APIKey{{ID: "k"}}}}); err != nil {
+		if err := s.Save(fleet.Change{Op: "x", APIKey: &fleet.APIKey{ID: "k"}}); err != nil {
 			b.Fatal(err)
 		}
 	}
+}
+
+// BenchmarkSave20 saves from 20 callers at once: they share transactions.
+func BenchmarkSave20(b *testing.B) {
+	s := open(b, filepath.Join(b.TempDir(), "fleet.db"))
+	defer s.Close()
+	b.SetParallelism(10) // times GOMAXPROCS
+	b.RunParallel(func(p *testing.PB) {
+		id := string(env.NewID())
+		for p.Next() {
+			if err := s.Save(fleet.Change{Op: "x", APIKey: &fleet.APIKey{ID: id}}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }

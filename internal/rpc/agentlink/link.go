@@ -2,39 +2,34 @@ package agentlink
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
-	"net/http"
-	"strconv"
 	"sync/atomic"
-	"time"
 
 	hearthv1 "hearth/api/hearth/v1"
-	"hearth/api/hearth/v1/hearthv1connect"
 	"hearth/internal/durable"
-	"hearth/internal/env"
-	"hearth/internal/rpc"
 	"hearth/internal/rpc/pki"
 )
 
 // Config says who the agent is and whom it reports to.
 type Config struct {
-	Instance   string
-	Node       string   // the node's name
-	Advertise  string   // host:port at which the controller and callers reach this node
-	Hosts      []string // names and addresses, without ports, for the certificate
-	Controller string   // host:port
-	// JoinToken gives the token's text. It is asked only if there is no usable
-	// certificate on disk.
-	JoinToken func() (string, error)
+	Instance  string
+	Node      string   // the node's name
+	Advertise string   // host:port at which the controller and callers reach this node
+	Hosts     []string // names and addresses, without ports, for the certificate
+	Finder    Finder
+	// Token gives the text of a join token or of the service account's token.
+	// It is asked whenever there is no usable certificate, and again at each
+	// try, since the cluster replaces the latter.
+	Token func() (string, error)
+	// Fencer holds the environments while the lease is over; nil is a node
+	// that never fences.
+	Fencer fencer
 }
 
 // Files in the agent's directory.
 const (
 	bundleFile = "agent.pem"
-	epochFile  = "controller-epoch"
 	maxFile    = 64 << 10
 )
 
@@ -44,10 +39,11 @@ type Link struct {
 	cfg        Config
 	dir        *durable.Dir
 	source     source
+	epoch      *epoch
+	guard      *guard
 	detections chan *hearthv1.Detection
 	dropped    atomic.Uint64
 	connected  atomic.Bool
-	epoch      atomic.Uint64 // the highest that was obeyed
 }
 
 // source is what the node's service says of itself.
@@ -60,20 +56,23 @@ func New(log *slog.Logger, cfg Config, dir *durable.Dir, s source) (*Link, error
 	if err := pki.Node(cfg.Instance, cfg.Node).Check(); err != nil {
 		return nil, err
 	}
-	l := &Link{log: log, cfg: cfg, dir: dir, source: s, detections: make(chan *hearthv1.Detection, 256)}
-	raw, err := dir.ReadFile(epochFile, maxFile)
-	switch {
-	case errors.Is(err, env.ErrNotFound):
-	case err != nil:
+	e, err := loadEpoch(log, dir)
+	if err != nil {
 		return nil, err
-	default:
-		epoch, err := strconv.ParseUint(string(raw), 10, 64)
-		if err != nil {
-			return nil, fmt.Errorf("%w: %s/%s: %.32q is no number", env.ErrCorrupt, dir.Path(), epochFile, raw)
-		}
-		l.epoch.Store(epoch)
 	}
-	return l, nil
+	boot, err := bootID()
+	if err != nil {
+		return nil, fmt.Errorf("read boot id: %w", err)
+	}
+	r, kept, err := openRecord(log, dir, boot, sinceBoot())
+	if err != nil {
+		return nil, err
+	}
+	return &Link{
+		log: log, cfg: cfg, dir: dir, source: s, epoch: e,
+		guard:      newGuard(log, cfg.Fencer, sinceBoot, r.write, kept),
+		detections: make(chan *hearthv1.Detection, 256),
+	}, nil
 }
 
 // Connected reports whether the controller has answered the last report.
@@ -91,117 +90,14 @@ func (l *Link) Detected(d *hearthv1.Detection) {
 	}
 }
 
-// Load returns the credentials on disk. None, or none that is valid now, is
-// env.ErrNotFound: then Join.
-func (l *Link) Load() (*pki.Source, error) {
-	raw, err := l.dir.ReadFile(bundleFile, maxFile)
-	if err != nil {
-		return nil, err
-	}
-	c, err := pki.ParseBundle(raw)
-	if err != nil {
-		return nil, fmt.Errorf("read %s/%s: %w; remove the file and join again", l.dir.Path(), bundleFile, err)
-	}
-	if want := pki.Node(l.cfg.Instance, l.cfg.Node); c.Identity != want {
-		return nil, fmt.Errorf("%w: %s/%s is of %s, this agent is %s; remove the file to join under the new name",
-			env.ErrExists, l.dir.Path(), bundleFile, c.Identity, want)
-	}
-	if leaf := c.Certificate.Leaf; time.Now().After(leaf.NotAfter) {
-		return nil, fmt.Errorf("%w: the certificate in %s/%s ended at %s", env.ErrNotFound, l.dir.Path(), bundleFile, leaf.NotAfter)
-	}
-	return pki.NewSource(c)
-}
+// Obey lets pass a controller of this epoch, or of a higher one than any before,
+// which it then remembers. A lower one is env.ErrSuperseded. It is for the gate
+// of the node's own service: see rpc.RequireEpoch.
+func (l *Link) Obey(epoch uint64) error { return l.epoch.obey(epoch) }
 
-// Join loads the credentials, or gets them by the join token, trying again with
-// back-off until ctx ends. What cannot get better by waiting, a refused token or
-// a name in use, is returned at once.
-func (l *Link) Join(ctx context.Context) (*pki.Source, error) {
-	s, err := l.Load()
-	if !errors.Is(err, env.ErrNotFound) {
-		return s, err
-	}
-	text, err := l.cfg.JoinToken()
-	if err != nil {
-		return nil, fmt.Errorf("read join token: %w", err)
-	}
-	token, err := pki.ParseJoinToken(text)
-	if err != nil {
-		return nil, err
-	}
-	for delay := newBackoff(); ; {
-		s, err := l.joinOnce(ctx, token)
-		if err == nil {
-			l.log.Info("joined controller", "controller", l.cfg.Controller, "node", l.cfg.Node)
-			return s, nil
-		}
-		if final(err) {
-			return nil, fmt.Errorf("join controller %s: %w", l.cfg.Controller, err)
-		}
-		l.log.Warn("controller not reached", "controller", l.cfg.Controller, "error", err)
-		if err := delay.wait(ctx); err != nil {
-			return nil, fmt.Errorf("join controller %s: %w", l.cfg.Controller, err)
-		}
-	}
-}
+// Lease is how the node stands with its controller.
+func (l *Link) Lease() Lease { return l.guard.show() }
 
-func final(err error) bool {
-	return errors.Is(err, env.ErrDenied) || errors.Is(err, env.ErrInvalid) || errors.Is(err, env.ErrExists) || errors.Is(err, env.ErrCorrupt)
-}
-
-func (l *Link) joinOnce(ctx context.Context, token pki.JoinToken) (*pki.Source, error) {
-	client := rpc.TLSClient(pki.PinnedConfig(token, l.cfg.Instance))
-	defer client.CloseIdleConnections()
-	c, err := l.request(ctx, client, token.Text())
-	if err != nil {
-		return nil, err
-	}
-	return pki.NewSource(c)
-}
-
-// request asks for a certificate of a new key, and keeps both on disk.
-func (l *Link) request(ctx context.Context, client *http.Client, token string) (pki.Credentials, error) {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
-	defer cancel()
-	r, err := pki.NewRequest(l.cfg.Hosts)
-	if err != nil {
-		return pki.Credentials{}, err
-	}
-	resp, err := l.fleetClient(client).Join(ctx, &hearthv1.JoinRequest{Token: token, Node: l.cfg.Node, CsrDer: r.DER})
-	if err != nil {
-		return pki.Credentials{}, err
-	}
-	bundle, err := r.Bundle(resp.GetCertificatePem(), resp.GetCaPem())
-	if err != nil {
-		return pki.Credentials{}, fmt.Errorf("controller's answer: %w", err)
-	}
-	c, err := pki.ParseBundle(bundle)
-	if err != nil {
-		return pki.Credentials{}, err
-	}
-	return c, l.dir.WriteFile("agent-bundle", bundleFile, bundle, 0o600)
-}
-
-func (l *Link) fleetClient(client *http.Client) hearthv1connect.FleetServiceClient {
-	return hearthv1connect.NewFleetServiceClient(client, "https://"+l.cfg.Controller, rpc.ClientOptions()...)
-}
-
-// backoff doubles from 200 ms to 10 s, each with up to a half of it in jitter, so
-// that a fleet does not come back all at once.
-type backoff struct{ next time.Duration }
-
-func newBackoff() *backoff { return &backoff{200 * time.Millisecond} }
-
-func (b *backoff) reset() { b.next = 200 * time.Millisecond }
-
-func (b *backoff) wait(ctx context.Context) error {
-	d := b.next + rand.N(b.next/2)
-	b.next = min(2*b.next, 10*time.Second)
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
+// Guard keeps the lease until ctx ends: it fences when the lease is over,
+// whether or not Run or Join get anywhere, and unfences when Run says so.
+func (l *Link) Guard(ctx context.Context) error { return l.guard.run(ctx) }

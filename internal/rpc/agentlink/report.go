@@ -3,13 +3,10 @@ package agentlink
 import (
 	"context"
 	"fmt"
-	"net/http"
-	"strconv"
 	"time"
 
 	hearthv1 "hearth/api/hearth/v1"
 	"hearth/internal/env"
-	"hearth/internal/rpc"
 	"hearth/internal/rpc/pki"
 )
 
@@ -24,47 +21,6 @@ const (
 	maxInterval = time.Minute
 )
 
-// Run reports and renews until ctx ends. Faults are logged and tried again with
-// back-off, never returned.
-func (l *Link) Run(ctx context.Context, s *pki.Source) error {
-	client := rpc.TLSClient(s.ClientConfig(pki.Controller(l.cfg.Instance)))
-	defer client.CloseIdleConnections()
-	delay := newBackoff()
-	for ctx.Err() == nil {
-		l.renew(ctx, client, s)
-		err := l.report(ctx, client, s, delay.reset)
-		l.connected.Store(false)
-		if ctx.Err() != nil {
-			break
-		}
-		if err != nil {
-			l.log.Warn("reports interrupted", "controller", l.cfg.Controller, "error", err)
-		}
-		if delay.wait(ctx) != nil {
-			break
-		}
-	}
-	return nil
-}
-
-// renew replaces the certificate if its time has come. On a fault the old one
-// goes on; the next report's end or interval tries again.
-func (l *Link) renew(ctx context.Context, client *http.Client, s *pki.Source) {
-	if time.Now().Before(s.RenewAt()) {
-		return
-	}
-	c, err := l.request(ctx, client, "")
-	if err == nil {
-		err = s.Replace(c)
-	}
-	if err != nil {
-		l.log.Warn("certificate not renewed", "ends", s.Current().Certificate.Leaf.NotAfter, "error", err)
-		return
-	}
-	client.CloseIdleConnections() // the next connection shows the new one
-	l.log.Info("certificate renewed", "ends", c.Certificate.Leaf.NotAfter)
-}
-
 // exchange is one stream: each report waits for its answer.
 type exchange struct {
 	send     func(*hearthv1.ReportRequest) error
@@ -74,10 +30,10 @@ type exchange struct {
 }
 
 // report keeps one stream until it breaks or ctx ends.
-func (l *Link) report(ctx context.Context, client *http.Client, s *pki.Source, worked func()) error {
+func (l *Link) report(ctx context.Context, line *line, s *pki.Source, worked func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := l.fleetClient(client).Report(ctx)
+	stream, err := line.fleet.Report(ctx)
 	if err != nil {
 		return err
 	}
@@ -87,12 +43,12 @@ func (l *Link) report(ctx context.Context, client *http.Client, s *pki.Source, w
 	}()
 	x := &exchange{send: stream.Send, receive: stream.Receive, cut: cancel}
 	for beat := 0; ; beat++ {
-		interval, err := l.beat(ctx, x, beat%inventoryEvery == 0)
+		interval, err := l.beat(ctx, x, beat)
 		if err != nil {
 			return err
 		}
 		if !l.connected.Swap(true) {
-			l.log.Info("controller connected", "controller", l.cfg.Controller)
+			l.log.Info("controller connected", "controller", line.address)
 		}
 		worked()
 		if err := l.pass(ctx, x, interval); err != nil {
@@ -101,24 +57,25 @@ func (l *Link) report(ctx context.Context, client *http.Client, s *pki.Source, w
 		if ctx.Err() != nil {
 			return nil
 		}
-		l.renew(ctx, client, s)
+		l.renew(ctx, line, s)
 	}
 }
 
-// beat sends the inventory, or the small part of it.
-func (l *Link) beat(ctx context.Context, x *exchange, full bool) (time.Duration, error) {
+// beat sends the inventory, or the small part of it. The answer to the first
+// inventory of a stream, and to those of a fenced node, lets environments go on.
+func (l *Link) beat(ctx context.Context, x *exchange, beat int) (time.Duration, error) {
 	inv, err := l.source.Inventory(ctx, &hearthv1.InventoryRequest{})
 	if err != nil {
 		return 0, fmt.Errorf("read inventory: %w", err)
 	}
-	r := &hearthv1.ReportRequest{Message: &hearthv1.ReportRequest_Heartbeat{
-		Heartbeat: &hearthv1.Heartbeat{Pools: inv.GetPools(), Room: inv.GetRoom()},
-	}}
-	if full {
-		inv.Node = l.cfg.Node
-		r.Message = &hearthv1.ReportRequest_Inventory{Inventory: inv}
+	held := l.guard.holding()
+	if beat%inventoryEvery != 0 && !held {
+		return l.exchange(x, &hearthv1.ReportRequest{Message: &hearthv1.ReportRequest_Heartbeat{
+			Heartbeat: &hearthv1.Heartbeat{Pools: inv.GetPools(), Room: inv.GetRoom()},
+		}}, false)
 	}
-	return l.exchange(x, r)
+	inv.Node = l.cfg.Node
+	return l.exchange(x, &hearthv1.ReportRequest{Message: &hearthv1.ReportRequest_Inventory{Inventory: inv}}, beat == 0 || held)
 }
 
 // pass waits for the next heartbeat, and passes detections on meanwhile.
@@ -132,7 +89,7 @@ func (l *Link) pass(ctx context.Context, x *exchange, interval time.Duration) er
 		case <-t.C:
 			return nil
 		case d := <-l.detections:
-			if _, err := l.exchange(x, &hearthv1.ReportRequest{Message: &hearthv1.ReportRequest_Detection{Detection: d}}); err != nil {
+			if _, err := l.exchange(x, &hearthv1.ReportRequest{Message: &hearthv1.ReportRequest_Detection{Detection: d}}, false); err != nil {
 				l.Detected(d) // for the next stream
 				return err
 			}
@@ -140,12 +97,14 @@ func (l *Link) pass(ctx context.Context, x *exchange, interval time.Duration) er
 	}
 }
 
-// exchange sends one report and takes its answer.
-func (l *Link) exchange(x *exchange, r *hearthv1.ReportRequest) (time.Duration, error) {
+// exchange sends one report and takes its answer. Unfence says that the answer
+// decides which environments go on.
+func (l *Link) exchange(x *exchange, r *hearthv1.ReportRequest, unfence bool) (time.Duration, error) {
 	x.sequence++
 	r.Node, r.Address, r.Sequence = l.cfg.Node, l.cfg.Advertise, x.sequence
 	timer := time.AfterFunc(answerTimeout, x.cut)
 	defer timer.Stop()
+	sent := l.guard.now()
 	if err := x.send(r); err != nil {
 		// The stream was ended by the controller; receiving says why.
 		if _, why := x.receive(); why != nil {
@@ -160,8 +119,12 @@ func (l *Link) exchange(x *exchange, r *hearthv1.ReportRequest) (time.Duration, 
 	if answer.GetSequence() != x.sequence {
 		return 0, fmt.Errorf("%w: controller answered report %d, not %d", env.ErrInvalid, answer.GetSequence(), x.sequence)
 	}
-	if err := l.obey(answer.GetEpoch()); err != nil {
+	if err := l.epoch.obey(answer.GetEpoch()); err != nil {
 		return 0, err
+	}
+	l.guard.renewed(sent, answer.GetFenceAfter().AsDuration())
+	if unfence {
+		l.guard.release(stale(answer))
 	}
 	interval := answer.GetInterval().AsDuration()
 	if interval <= 0 || interval > maxInterval {
@@ -170,16 +133,11 @@ func (l *Link) exchange(x *exchange, r *hearthv1.ReportRequest) (time.Duration, 
 	return interval, nil
 }
 
-// obey refuses an epoch that is lower than one seen before, over restarts too.
-func (l *Link) obey(epoch uint64) error {
-	have := l.epoch.Load()
-	if epoch < have {
-		return fmt.Errorf("%w: controller has epoch %d, a later one had %d; if its state was restored from a copy, remove %s/%s and restart the agent",
-			env.ErrFenced, epoch, have, l.dir.Path(), epochFile)
+// stale is what the controller says must not go on.
+func stale(r *hearthv1.ReportResponse) []env.ID {
+	ids := make([]env.ID, 0, len(r.GetStale()))
+	for _, id := range r.GetStale() {
+		ids = append(ids, env.ID(id)) // compared with the node's own, nothing else
 	}
-	if epoch == have {
-		return nil
-	}
-	l.epoch.Store(epoch)
-	return l.dir.WriteFile("controller-epoch", epochFile, strconv.AppendUint(nil, epoch, 10), 0o600)
+	return ids
 }

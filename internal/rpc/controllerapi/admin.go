@@ -92,6 +92,7 @@ func (s *Admin) ListNodes(context.Context, *hearthv1.ListNodesRequest) (*hearthv
 		resp.Nodes = append(resp.Nodes, &hearthv1.NodeStatus{
 			Name: n.Name, Address: n.Address, Ready: n.Ready, Message: n.Message,
 			LastHeartbeat: timestamppb.New(n.LastHeartbeat), Environments: uint32(n.Environments),
+			Cordoned: n.Cordoned, Draining: n.Draining,
 		})
 	}
 	return resp, nil

@@ -2,105 +2,118 @@ package controllerapi
 
 import (
 	"context"
-	"fmt"
-	"net/http"
-	"strings"
 
 	hearthv1 "hearth/api/hearth/v1"
 	"hearth/api/hearth/v1/hearthv1connect"
-	"hearth/internal/env"
 	"hearth/internal/fleet"
-	"hearth/internal/rpc"
 )
 
 // Environments serves hearth.v1.EnvironmentService. It must be mounted behind
 // the gate of Authenticate.
-type Environments struct{ fleet *fleet.Fleet }
+type Environments struct {
+	fleet  *fleet.Fleet
+	access authorizer
+}
 
 var _ hearthv1connect.EnvironmentServiceHandler = (*Environments)(nil)
 
-// NewEnvironments makes the service.
-func NewEnvironments(f *fleet.Fleet) *Environments { return &Environments{f} }
-
-type principalKey struct{}
-
-// Authenticate is the gate that turns "authorization: Bearer <API key>" into a
-// principal. Keys of the first function are tried after the fleet's own.
-func Authenticate(f *fleet.Fleet, listed func(key string) (fleet.Principal, bool)) rpc.Gate {
-	return func(ctx context.Context, _ string, h http.Header) (context.Context, error) {
-		key, ok := strings.CutPrefix(h.Get("Authorization"), "Bearer ")
-		if !ok || key == "" {
-			return ctx, rpc.Unauthenticated(fmt.Errorf("%w: the API key is missing: send the header \"authorization: Bearer <key>\"", env.ErrDenied))
-		}
-		p, err := f.Authenticate(key)
-		if err != nil {
-			var found bool
-			if p, found = listed(key); !found {
-				return ctx, rpc.Unauthenticated(err)
-			}
-		}
-		return context.WithValue(ctx, principalKey{}, p), nil
-	}
-}
-
-// principal is the caller's; without the gate it is nobody, who sees nothing.
-func principal(ctx context.Context) fleet.Principal {
-	p, _ := ctx.Value(principalKey{}).(fleet.Principal)
-	return p
+// NewEnvironments makes the service. The cluster is the one of Authenticate.
+func NewEnvironments(f *fleet.Fleet, cluster Cluster) *Environments {
+	return &Environments{fleet: f, access: cluster.Access}
 }
 
 // Claim implements the service.
 func (s *Environments) Claim(ctx context.Context, r *hearthv1.ClaimRequest) (*hearthv1.ClaimResponse, error) {
-	return s.fleet.Claim(ctx, principal(ctx), r.GetIdempotencyKey(), r.GetSpec())
+	p, err := s.in(ctx, r.GetSpec().GetTenant(), verbCreate)
+	if err != nil {
+		return nil, err
+	}
+	return s.fleet.Claim(ctx, p, r.GetIdempotencyKey(), r.GetSpec())
 }
 
 // Get implements the service.
 func (s *Environments) Get(ctx context.Context, r *hearthv1.GetRequest) (*hearthv1.GetResponse, error) {
-	e, err := s.fleet.Get(ctx, principal(ctx), r.GetEnvironment())
+	p, err := s.on(ctx, r.GetEnvironment(), verbGet)
+	if err != nil {
+		return nil, err
+	}
+	e, err := s.fleet.Get(ctx, p, r.GetEnvironment())
 	return &hearthv1.GetResponse{Environment: e}, err
 }
 
 // List implements the service.
 func (s *Environments) List(ctx context.Context, r *hearthv1.ListRequest) (*hearthv1.ListResponse, error) {
-	return &hearthv1.ListResponse{Environments: s.fleet.List(principal(ctx), r.GetClass(), r.GetNode())}, nil
+	p, err := s.listed(ctx, r.GetTenant())
+	if err != nil {
+		return nil, err
+	}
+	return &hearthv1.ListResponse{Environments: s.fleet.List(p, r.GetClass(), r.GetNode())}, nil
 }
 
 // Pause implements the service.
 func (s *Environments) Pause(ctx context.Context, r *hearthv1.PauseRequest) (*hearthv1.PauseResponse, error) {
-	e, err := s.fleet.Pause(ctx, principal(ctx), r.GetIdempotencyKey(), r.GetEnvironment())
+	p, err := s.on(ctx, r.GetEnvironment(), verbUpdate)
+	if err != nil {
+		return nil, err
+	}
+	e, err := s.fleet.Pause(ctx, p, r.GetIdempotencyKey(), r.GetEnvironment())
 	return &hearthv1.PauseResponse{Environment: e}, err
 }
 
 // Resume implements the service.
 func (s *Environments) Resume(ctx context.Context, r *hearthv1.ResumeRequest) (*hearthv1.ResumeResponse, error) {
-	e, err := s.fleet.Resume(ctx, principal(ctx), r.GetIdempotencyKey(), r.GetEnvironment())
+	p, err := s.on(ctx, r.GetEnvironment(), verbUpdate)
+	if err != nil {
+		return nil, err
+	}
+	e, err := s.fleet.Resume(ctx, p, r.GetIdempotencyKey(), r.GetEnvironment())
 	return &hearthv1.ResumeResponse{Environment: e}, err
 }
 
 // Snapshot implements the service.
 func (s *Environments) Snapshot(ctx context.Context, r *hearthv1.SnapshotRequest) (*hearthv1.SnapshotResponse, error) {
-	snap, err := s.fleet.Snapshot(ctx, principal(ctx), r.GetIdempotencyKey(), r.GetEnvironment())
+	p, err := s.on(ctx, r.GetEnvironment(), verbUpdate)
+	if err != nil {
+		return nil, err
+	}
+	snap, err := s.fleet.Snapshot(ctx, p, r.GetIdempotencyKey(), r.GetEnvironment())
 	return &hearthv1.SnapshotResponse{Snapshot: snap}, err
 }
 
 // ListSnapshots implements the service.
 func (s *Environments) ListSnapshots(ctx context.Context, r *hearthv1.ListSnapshotsRequest) (*hearthv1.ListSnapshotsResponse, error) {
-	list, err := s.fleet.ListSnapshots(ctx, principal(ctx), r.GetEnvironment())
+	p, err := s.on(ctx, r.GetEnvironment(), verbGet)
+	if err != nil {
+		return nil, err
+	}
+	list, err := s.fleet.ListSnapshots(ctx, p, r.GetEnvironment())
 	return &hearthv1.ListSnapshotsResponse{Snapshots: list}, err
 }
 
 // Fork implements the service.
 func (s *Environments) Fork(ctx context.Context, r *hearthv1.ForkRequest) (*hearthv1.ForkResponse, error) {
-	return s.fleet.Fork(ctx, principal(ctx), r)
+	p, err := s.on(ctx, r.GetEnvironment(), verbUpdate, verbCreate)
+	if err != nil {
+		return nil, err
+	}
+	return s.fleet.Fork(ctx, p, r)
 }
 
 // Release implements the service.
 func (s *Environments) Release(ctx context.Context, r *hearthv1.ReleaseRequest) (*hearthv1.ReleaseResponse, error) {
-	return s.fleet.Release(ctx, principal(ctx), r.GetIdempotencyKey(), r.GetEnvironment(), r.GetSnapshot())
+	p, err := s.on(ctx, r.GetEnvironment(), verbDelete)
+	if err != nil {
+		return nil, err
+	}
+	return s.fleet.Release(ctx, p, r.GetIdempotencyKey(), r.GetEnvironment(), r.GetSnapshot())
 }
 
 // Token implements the service.
 func (s *Environments) Token(ctx context.Context, r *hearthv1.TokenRequest) (*hearthv1.TokenResponse, error) {
-	a, err := s.fleet.Token(ctx, principal(ctx), r.GetEnvironment())
+	p, err := s.on(ctx, r.GetEnvironment(), verbUpdate)
+	if err != nil {
+		return nil, err
+	}
+	a, err := s.fleet.Token(ctx, p, r.GetEnvironment())
 	return &hearthv1.TokenResponse{Access: a}, err
 }

@@ -22,18 +22,22 @@ import (
 
 // Fleet serves hearth.v1.FleetService.
 type Fleet struct {
-	log   *slog.Logger
-	fleet *fleet.Fleet
-	ca    *pki.CA
+	log      *slog.Logger
+	fleet    *fleet.Fleet
+	ca       *pki.CA
+	reviewer reviewer // nil without Kubernetes
 }
 
 var _ hearthv1connect.FleetServiceHandler = (*Fleet)(nil)
 
-// NewFleet makes the service; ca signs the agents' certificates.
-func NewFleet(log *slog.Logger, f *fleet.Fleet, ca *pki.CA) *Fleet { return &Fleet{log, f, ca} }
+// NewFleet makes the service; ca signs the agents' certificates. A nil r knows
+// no service account tokens.
+func NewFleet(log *slog.Logger, f *fleet.Fleet, ca *pki.CA, r reviewer) *Fleet {
+	return &Fleet{log, f, ca, r}
+}
 
-// Join signs an agent's key: by a join token, unless an agent of that name
-// reports now, or by the certificate that the agent has.
+// Join signs an agent's key, if mayJoin allows it or by the certificate that the
+// agent has.
 func (s *Fleet) Join(ctx context.Context, r *hearthv1.JoinRequest) (*hearthv1.JoinResponse, error) {
 	id := pki.Node(s.ca.Instance(), r.GetNode())
 	if err := id.Check(); err != nil {
@@ -41,7 +45,7 @@ func (s *Fleet) Join(ctx context.Context, r *hearthv1.JoinRequest) (*hearthv1.Jo
 	}
 	renews := rpc.CallerFrom(ctx).Identity == id
 	if !renews {
-		if err := s.mayJoin(r); err != nil {
+		if err := s.mayJoin(ctx, r); err != nil {
 			return nil, err
 		}
 	}
@@ -51,20 +55,6 @@ func (s *Fleet) Join(ctx context.Context, r *hearthv1.JoinRequest) (*hearthv1.Jo
 	}
 	s.log.Info("certificate signed", "node", r.GetNode(), "renewal", renews)
 	return &hearthv1.JoinResponse{CertificatePem: cert, CaPem: s.ca.PEM()}, nil
-}
-
-func (s *Fleet) mayJoin(r *hearthv1.JoinRequest) error {
-	t, err := pki.ParseJoinToken(r.GetToken())
-	if err != nil {
-		return rpc.Unauthenticated(fmt.Errorf("%w: a join token, or this node's certificate, is needed", env.ErrDenied))
-	}
-	if err := s.fleet.CheckJoinToken(t.Hash()); err != nil {
-		return rpc.Unauthenticated(err)
-	}
-	if s.fleet.Reporting(r.GetNode()) {
-		return fmt.Errorf("%w: a node named %s reports now; give this one another name, or stop that one first", env.ErrExists, r.GetNode())
-	}
-	return nil
 }
 
 // Report takes one node's stream: the full inventory first. Each request is
@@ -102,15 +92,16 @@ func (s *Fleet) serve(caller pki.Identity, session *fleet.Session,
 		if err := checkReport(caller, r); err != nil {
 			return err
 		}
-		if err := take(session, r); err != nil {
+		stale, err := take(session, r)
+		if err != nil {
 			return err
 		}
 		if err := stream.Send(&hearthv1.ReportResponse{
 			Sequence: r.GetSequence(), Epoch: s.fleet.Epoch(), Interval: durationpb.New(s.fleet.Heartbeat()),
+			FenceAfter: durationpb.New(s.fleet.FenceAfter()), Stale: stale,
 		}); err != nil {
 			return err
 		}
-		var err error
 		if r, err = stream.Receive(); err != nil {
 			return ended(err)
 		}
@@ -136,15 +127,17 @@ func checkReport(caller pki.Identity, r *hearthv1.ReportRequest) error {
 	return nil
 }
 
-func take(session *fleet.Session, r *hearthv1.ReportRequest) error {
+// take books a report. Stale are the environments of an inventory that must not
+// run there.
+func take(session *fleet.Session, r *hearthv1.ReportRequest) (stale []string, err error) {
 	switch m := r.GetMessage().(type) {
 	case *hearthv1.ReportRequest_Inventory:
 		return session.Inventory(m.Inventory)
 	case *hearthv1.ReportRequest_Heartbeat:
-		return session.Heartbeat(m.Heartbeat)
+		return nil, session.Heartbeat(m.Heartbeat)
 	case *hearthv1.ReportRequest_Detection:
-		return session.Detection(m.Detection)
+		return nil, session.Detection(m.Detection)
 	default:
-		return fmt.Errorf("%w: report %d holds nothing that this controller knows", env.ErrInvalid, r.GetSequence())
+		return nil, fmt.Errorf("%w: report %d holds nothing that this controller knows", env.ErrInvalid, r.GetSequence())
 	}
 }

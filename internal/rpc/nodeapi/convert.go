@@ -26,7 +26,50 @@ func claimOf(req *hearthv1.NodeClaimRequest) (warm.Claim, error) {
 		Class: spec.GetClass(), Tenant: spec.GetTenant(), Variables: spec.GetVariables(), Hostname: spec.GetHostname(),
 		Metadata: spec.GetMetadata(), Egress: egress, Labels: spec.GetLabels(),
 		Snapshot: env.SnapshotID(spec.GetSnapshot()), WarmOnly: req.GetWarmOnly(),
+		ClaimKey: req.GetClaimKey(), ClaimRequest: req.GetClaimRequest(),
+		Fetch: fetchOf(req.GetFetch()),
 	}, nil
+}
+
+// specOf is the inverse of claimOf, for the node that takes an environment over.
+func specOf(c warm.Claim) *hearthv1.ClaimSpec {
+	return &hearthv1.ClaimSpec{
+		Class: c.Class, Tenant: c.Tenant, Variables: c.Variables, Hostname: c.Hostname, Metadata: c.Metadata,
+		Egress: egressProto(c.Egress), Labels: c.Labels,
+	}
+}
+
+// egressProto is the inverse of egressOf.
+func egressProto(p *env.EgressPolicy) *hearthv1.EgressPolicy {
+	if p == nil {
+		return nil
+	}
+	out := &hearthv1.EgressPolicy{Allow: rulesProto(p.Allow), Deny: rulesProto(p.Deny)}
+	for word, mode := range modes {
+		if mode == p.Mode {
+			out.Mode = word
+		}
+	}
+	return out
+}
+
+func rulesProto(rules []env.EgressRule) (out []*hearthv1.EgressRule) {
+	for _, r := range rules {
+		rule := &hearthv1.EgressRule{Cidr: r.CIDR.String()}
+		for _, p := range r.Ports {
+			rule.Ports = append(rule.Ports, &hearthv1.PortRange{First: uint32(p.First), Last: uint32(p.Last)})
+		}
+		out = append(out, rule)
+	}
+	return out
+}
+
+// fetchOf is nil for no other node.
+func fetchOf(f *hearthv1.FetchFrom) *warm.FetchFrom {
+	if f == nil {
+		return nil
+	}
+	return &warm.FetchFrom{Node: f.GetNode(), Address: f.GetAddress()}
 }
 
 var modes = map[hearthv1.EgressPolicy_Mode]env.EgressMode{
@@ -92,6 +135,7 @@ var phases = map[env.Phase]hearthv1.Phase{
 	env.PhaseQuarantined: hearthv1.Phase_PHASE_QUARANTINED,
 	env.PhaseReleased:    hearthv1.Phase_PHASE_RELEASED,
 	env.PhaseFailed:      hearthv1.Phase_PHASE_FAILED,
+	env.PhaseFenced:      hearthv1.Phase_PHASE_FENCED,
 }
 
 func (s *Service) environment(e warm.Environment) *hearthv1.Environment {
@@ -100,6 +144,7 @@ func (s *Service) environment(e warm.Environment) *hearthv1.Environment {
 		Phase: phases[e.Phase], Message: e.Message, Node: s.info.Node, Warm: e.Warm,
 		ClaimedAt: timestamppb.New(e.Claimed), Labels: maps.Clone(e.Labels), Address: e.Address,
 		Slot: string(e.Slot), RestoredFrom: string(e.Snapshot), Pid: uint32(e.PID),
+		Ephemeral: e.Ephemeral, ClaimKey: e.ClaimKey, ClaimRequest: e.ClaimRequest,
 	}
 	for _, p := range e.Ports {
 		out.Ports = append(out.Ports, &hearthv1.Port{Name: p.Name, Number: uint32(p.Number), Http: p.Protocol == env.PortHTTP})
@@ -110,7 +155,7 @@ func (s *Service) environment(e warm.Environment) *hearthv1.Environment {
 func snapshotOf(s env.Snapshot) *hearthv1.Snapshot {
 	return &hearthv1.Snapshot{
 		Id: string(s.ID), Environment: string(s.Lineage), Class: s.Class, Parent: string(s.Parent),
-		CreatedAt: timestamppb.New(s.Time),
+		CreatedAt: timestamppb.New(s.Time), Tenant: s.Tenant,
 		Stats: &hearthv1.SnapshotStats{
 			Files: s.Stats.Files, Bytes: s.Stats.Bytes, NewBytes: s.Stats.NewBytes,
 			FreezeMs: float64(s.Stats.Freeze) / float64(time.Millisecond),
@@ -123,7 +168,7 @@ func poolOf(p warm.PoolView) *hearthv1.Pool {
 	return &hearthv1.Pool{
 		Class: p.Class, Revision: p.Revision, Want: uint32(p.Want), Ready: uint32(p.Ready),
 		Preparing: uint32(p.Preparing), Claimed: uint32(p.Claimed), Message: p.Message,
-		MemoryBytes: uint64(p.Memory),
+		MemoryBytes: uint64(p.Memory), Ephemeral: p.Ephemeral,
 	}
 }
 

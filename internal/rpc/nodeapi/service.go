@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"time"
 
 	"connectrpc.com/connect"
@@ -31,18 +32,22 @@ type Info struct {
 
 // Service implements NodeService.
 type Service struct {
-	hearthv1connect.UnimplementedNodeServiceHandler // until every method works
 	info       Info
 	node       *warm.Node
 	snapshots  snapshots
 	islands    islands
 	detections detections
+	orders     orders
 	memo       *memo
+	grants     *grants
+	fetches    chan struct{} // a token each
 }
 
-// snapshots lists what is stored.
+// snapshots lists and sends what is stored.
 type snapshots interface {
 	List(lineage env.ID) ([]env.Snapshot, error)
+	// Export writes a snapshot and all that it needs, for another node.
+	Export(ctx context.Context, id env.SnapshotID, w io.Writer) error
 }
 
 // islands tells what an island's packets do, and opens it for a test.
@@ -61,8 +66,11 @@ type detections interface {
 var _ hearthv1connect.NodeServiceHandler = (*Service)(nil)
 
 // New makes the service.
-func New(info Info, node *warm.Node, s snapshots, i islands, d detections) *Service {
-	return &Service{info: info, node: node, snapshots: s, islands: i, detections: d, memo: newMemo()}
+func New(info Info, node *warm.Node, s snapshots, i islands, d detections, o orders) *Service {
+	return &Service{
+		info: info, node: node, snapshots: s, islands: i, detections: d, orders: o,
+		memo: newMemo(), grants: newGrants(), fetches: make(chan struct{}, maxFetches),
+	}
 }
 
 // Claim implements NodeService. The node itself remembers claims by key.
@@ -139,13 +147,35 @@ func (s *Service) Resume(ctx context.Context, req *hearthv1.NodeResumeRequest) (
 
 // Snapshot implements NodeService.
 func (s *Service) Snapshot(ctx context.Context, req *hearthv1.NodeSnapshotRequest) (*hearthv1.NodeSnapshotResponse, error) {
-	return once(ctx, s.memo, req.GetIdempotencyKey(), req, func() (*hearthv1.NodeSnapshotResponse, error) {
-		snap, err := s.node.Snapshot(ctx, env.ID(req.GetEnvironment()))
+	by := req.GetFetchBy()
+	if by != "" {
+		if err := checkGrantee(s.info.Instance, by); err != nil {
+			return nil, err
+		}
+	}
+	out, err := once(ctx, s.memo, req.GetIdempotencyKey(), req, func() (*hearthv1.NodeSnapshotResponse, error) {
+		take := s.node.Snapshot
+		if req.GetHold() {
+			take = s.node.SnapshotAndHold
+		}
+		snap, err := take(ctx, env.ID(req.GetEnvironment()))
 		if err != nil {
 			return nil, err
 		}
-		return &hearthv1.NodeSnapshotResponse{Snapshot: snapshotOf(snap)}, nil
+		resp := &hearthv1.NodeSnapshotResponse{Snapshot: snapshotOf(snap)}
+		if req.GetHold() {
+			origin, err := s.node.Origin(env.ID(req.GetEnvironment()))
+			if err != nil {
+				return nil, err
+			}
+			resp.Spec = specOf(origin)
+		}
+		return resp, nil
 	})
+	if err == nil && by != "" { // by a repeated call too: the first grant may be over
+		s.grants.give(by, env.SnapshotID(out.GetSnapshot().GetId()), time.Now())
+	}
+	return out, err
 }
 
 // ListSnapshots implements NodeService.
@@ -224,7 +254,7 @@ func (s *Service) Token(ctx context.Context, req *hearthv1.NodeTokenRequest) (*h
 func (s *Service) Inventory(context.Context, *hearthv1.InventoryRequest) (*hearthv1.InventoryResponse, error) {
 	out := &hearthv1.InventoryResponse{
 		Node: s.info.Node, Instance: s.info.Instance, BootId: s.info.BootID, Version: s.info.Version,
-		Environments: s.environments(), Room: roomOf(s.node.Room()),
+		Environments: s.environments(), Room: roomOf(s.node.Room()), ClassesRevision: s.orders.ClassesRevision(),
 	}
 	for _, p := range s.node.Pools() {
 		out.Pools = append(out.Pools, poolOf(p))

@@ -3,13 +3,16 @@ package pki
 import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/hkdf"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/big"
 	"net"
 	"net/url"
@@ -42,10 +45,24 @@ type CA struct {
 	key      *ecdsa.PrivateKey
 }
 
+// files is where an authority is kept: a directory, or a Secret of Kubernetes. Of
+// two processes that make one at once, one gets env.ErrExists from WriteNew, and
+// finds the other's when it tries again.
+type files interface {
+	// Path is for messages.
+	Path() string
+	// ReadFile is env.ErrNotFound for a name that is not there.
+	ReadFile(name string, limit int64) ([]byte, error)
+	// WriteNew is durable when it returns, and env.ErrExists for a name that is there.
+	WriteNew(op, name string, data []byte, perm fs.FileMode) error
+}
+
+var _ files = (*durable.Dir)(nil)
+
 // LoadOrCreateCA reads ca.pem and ca.key (mode 0600) of dir, and makes them if
 // neither is there. One that belongs to another instance is env.ErrExists; a
 // damaged one is env.ErrCorrupt and is never replaced: every agent pins it.
-func LoadOrCreateCA(dir *durable.Dir, instance string, now time.Time) (*CA, error) {
+func LoadOrCreateCA(dir files, instance string, now time.Time) (*CA, error) {
 	key, err := loadOrCreateKey(dir)
 	if err != nil {
 		return nil, err
@@ -74,7 +91,7 @@ func LoadOrCreateCA(dir *durable.Dir, instance string, now time.Time) (*CA, erro
 
 func caName(instance string) string { return "hearth " + instance }
 
-func loadOrCreateKey(dir *durable.Dir) (*ecdsa.PrivateKey, error) {
+func loadOrCreateKey(dir files) (*ecdsa.PrivateKey, error) {
 	raw, err := dir.ReadFile(caKeyFile, maxPEM)
 	if err == nil {
 		key, err := parseKey(raw)
@@ -100,7 +117,7 @@ func loadOrCreateKey(dir *durable.Dir) (*ecdsa.PrivateKey, error) {
 	return key, dir.WriteNew("ca-key", caKeyFile, encoded, 0o600)
 }
 
-func createCA(dir *durable.Dir, instance string, key *ecdsa.PrivateKey, now time.Time) (*CA, error) {
+func createCA(dir files, instance string, key *ecdsa.PrivateKey, now time.Time) (*CA, error) {
 	if err := Controller(instance).Check(); err != nil {
 		return nil, err
 	}
@@ -127,6 +144,16 @@ func createCA(dir *durable.Dir, instance string, key *ecdsa.PrivateKey, now time
 
 // PEM is the authority's certificate, as clients verify by it.
 func (ca *CA) PEM() []byte { return certPEM(ca.cert.Raw) }
+
+// Secret is a key of 32 bytes for one purpose, the same for as long as the authority
+// lives. It tells nothing of the authority's key, nor of another purpose's (RFC 5869).
+func (ca *CA) Secret(purpose string) ([]byte, error) {
+	own, err := ca.key.Bytes()
+	if err != nil {
+		return nil, fmt.Errorf("derive key for %s: %w", purpose, err)
+	}
+	return hkdf.Key(sha256.New, own, nil, "hearth "+ca.instance+" "+purpose, sha256.Size)
+}
 
 // Instance is whose authority this is.
 func (ca *CA) Instance() string { return ca.instance }

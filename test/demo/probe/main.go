@@ -31,6 +31,10 @@ func main() {
 		count(args[0])
 	case "flood":
 		flood(args[0])
+	case "dial":
+		dial(args)
+	case "watch":
+		watch(args[0], args[1], args[2:])
 	default:
 		fail("unknown command " + os.Args[1])
 	}
@@ -139,6 +143,19 @@ func flood(addr string) {
 	for {
 		_, _ = conn.Write([]byte("x")) // refused locally is refused
 		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// dial tries each TCP address once and says of each whether it accepted.
+func dial(addrs []string) {
+	for _, addr := range addrs {
+		conn, err := net.DialTimeout("tcp4", addr, 700*time.Millisecond)
+		if err != nil {
+			fmt.Println(addr, "closed")
+			continue
+		}
+		fmt.Println(addr, "open")
+		_ = conn.Close()
 	}
 }
 

@@ -1,0 +1,155 @@
+//go:build e2e
+
+package kube
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"hearth/api/v1alpha1"
+	"hearth/internal/env"
+	"hearth/internal/fleet"
+	"hearth/internal/fleet/storetest"
+)
+
+// The tests with this build tag need an API server that is theirs alone, since they
+// delete every Environment: one with the CRDs of deploy/crds that KUBECONFIG leads
+// to, or one that they start by the programs in HEARTH_CLUSTER_BIN.
+
+const testNamespace = "hearth-kube-test"
+
+func testClient(t testing.TB) *Client {
+	t.Helper()
+	path := os.Getenv("KUBECONFIG")
+	if path == "" {
+		t.Skip("neither KUBECONFIG nor HEARTH_CLUSTER_BIN is set: there is no API server to test against")
+	}
+	c, err := Open(Config{Kubeconfig: path, UserAgent: "hearth-test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ns := range []string{testNamespace, storetest.TenantA, storetest.TenantB} {
+		_, err := c.core.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}}, metav1.CreateOptions{})
+		if err != nil && !apierrors.IsAlreadyExists(err) {
+			t.Fatal(err)
+		}
+	}
+	// Pods need one, and an API server alone makes none.
+	_, err = c.core.CoreV1().ServiceAccounts(testNamespace).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{})
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func testLog(t testing.TB) *slog.Logger {
+	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+// wipe deletes every Environment and class, and what a controller stores.
+func wipe(t testing.TB, c *Client) {
+	t.Helper()
+	ctx := context.Background()
+	list, err := c.environments("").List(ctx, metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range list.Items {
+		remove(t, c, refOf(&list.Items[i]))
+	}
+	classes, err := c.classes.List(ctx, metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range classes.Items {
+		if err := c.classes.Delete(ctx, k.Name, metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{secretName, authorityName} {
+		if err := c.core.CoreV1().Secrets(testNamespace).Delete(ctx, name, metav1.DeleteOptions{}); err != nil && !isNotFound(err) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// remove makes an object vanish, finalizers or not.
+func remove(t testing.TB, c *Client, o ref) {
+	t.Helper()
+	ctx := context.Background()
+	_, err := c.environments(o.namespace).Patch(ctx, o.name, types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{})
+	if err == nil {
+		err = c.environments(o.namespace).Delete(ctx, o.name, metav1.DeleteOptions{})
+	}
+	if err != nil && !isNotFound(err) {
+		t.Fatal(err)
+	}
+}
+
+func openTestStore(t testing.TB, c *Client) *Store {
+	return OpenStore(testLog(t), c, StoreConfig{Namespace: testNamespace, Seal: testSeal}, NewStoreMetrics(prometheus.NewRegistry()))
+}
+
+func newEnvironment(t testing.TB, c *Client, namespace, name, class string) *v1alpha1.Environment {
+	t.Helper()
+	o := &v1alpha1.Environment{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, GenerateName: "user-", Name: name}, Spec: v1alpha1.EnvironmentSpec{Class: class}}
+	o, err := c.environments(namespace).Create(t.Context(), o, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+func TestStoreKeepsTheContract(t *testing.T) {
+	c := testClient(t)
+	opened := map[*testing.T]bool{}
+	storetest.Run(t, storetest.Options{
+		Open: func(t *testing.T) fleet.Store {
+			if !opened[t] {
+				wipe(t, c)
+				opened[t] = true
+			}
+			return openTestStore(t, c)
+		},
+		Crash: func(_ *testing.T, s fleet.Store) {
+			st := s.(*Store)
+			st.mu.Lock()
+			st.cfg.Lost = func() bool { return true }
+			st.mu.Unlock()
+			st.behind.stop()
+		},
+		NoJoinTokens: true,
+		NewObject: func(t *testing.T, tenant, class string) (object, uid string, id env.ID) {
+			o := newEnvironment(t, c, tenant, "", class)
+			return refOf(o).String(), string(o.UID), testSeal.idOf(o)
+		},
+		Gone: func(t *testing.T, object string) {
+			ns, name, _ := strings.Cut(object, "/")
+			remove(t, c, ref{namespace: ns, name: name})
+		},
+	})
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(15 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	t.Fatalf("not within 15 s: %s", what)
+}
+
+func testConfig() Config {
+	return Config{Kubeconfig: os.Getenv("KUBECONFIG"), UserAgent: "hearth-test"}
+}
