@@ -186,11 +186,6 @@ test: need-root deps build image ## as root: unit, kernel and node tests with -r
 need-root:
 	@[ "$$(id -u)" = 0 ] || { echo "make $(or $(firstword $(MAKECMDGOALS)),test) works on the real kernel and containerd and needs root; without root run: make test-unit" >&2; exit 1; }
 
-.PHONY: test-kube
-test-kube: cluster-binaries ## against a real API server and etcd, no cluster: store, leadership, classes, hold pods, tokens
-	@HEARTH_CLUSTER_BIN=$(CLUSTER) $(GO) test -race -tags e2e -count 1 -timeout 15m ./internal/kube/...
-	@HEARTH_CLUSTER_BIN=$(CLUSTER) $(GO) test -race -tags e2e -count 1 -timeout 10m -run '^Test(RealTokens|ARestartedPod|KnownCallers)' ./cmd/controller
-
 .PHONY: test-cluster
 test-cluster: need-root deps cluster-binaries image ## bring the test cluster up, check what the e2e tests build on, take it down
 	@$(GO) test -tags e2e -count 1 -timeout 10m -run '^TestCluster' -v ./test/cluster
@@ -209,7 +204,8 @@ monitoring: need-root
 
 .PHONY: test-kube
 test-kube: cluster-binaries ## state, leadership, classes, hold pods and identity against a real API server, without a cluster
-	@HEARTH_CLUSTER_BIN=$(abspath $(CLUSTER)) $(GO) test -race -tags e2e -count 1 -timeout 15m ./internal/kube/... ./cmd/controller
+	@HEARTH_CLUSTER_BIN=$(abspath $(CLUSTER)) $(GO) test -race -tags e2e -count 1 -timeout 15m ./internal/kube/...
+	@HEARTH_CLUSTER_BIN=$(abspath $(CLUSTER)) $(GO) test -race -tags e2e -count 1 -timeout 10m -run '^Test(RealTokens|ARestartedPod|KnownCallers)' ./cmd/controller
 
 .PHONY: test-deploy
 test-deploy: ## render every base of deploy/ and hold rights, host paths and privileges against docs/security.md

@@ -56,6 +56,7 @@ func BenchmarkClaimByApply(b *testing.B) {
 
 // benchWorld has a node that reports, again and again, that it has room.
 func benchWorld(b *testing.B) *world {
+	b.Helper()
 	c := testClient(b)
 	wipe(b, c)
 	w := newWorld(b, c, oneNode())
@@ -73,6 +74,7 @@ func benchWorld(b *testing.B) *world {
 }
 
 func percentiles(b *testing.B, took []time.Duration) {
+	b.Helper()
 	slices.Sort(took)
 	at := func(p float64) float64 { return float64(took[int(p*float64(len(took)-1))].Microseconds()) / 1000 }
 	b.ReportMetric(at(.5), "p50-ms")

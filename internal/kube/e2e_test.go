@@ -28,84 +28,86 @@ import (
 
 const testNamespace = "hearth-kube-test"
 
-func testClient(t testing.TB) *Client {
-	t.Helper()
+func testClient(tb testing.TB) *Client {
+	tb.Helper()
 	path := os.Getenv("KUBECONFIG")
 	if path == "" {
-		t.Skip("neither KUBECONFIG nor HEARTH_CLUSTER_BIN is set: there is no API server to test against")
+		tb.Skip("neither KUBECONFIG nor HEARTH_CLUSTER_BIN is set: there is no API server to test against")
 	}
 	c, err := Open(Config{Kubeconfig: path, UserAgent: "hearth-test"})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	for _, ns := range []string{testNamespace, storetest.TenantA, storetest.TenantB} {
-		_, err := c.core.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}}, metav1.CreateOptions{})
+		_, err := c.core.CoreV1().Namespaces().Create(tb.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}}, metav1.CreateOptions{})
 		if err != nil && !apierrors.IsAlreadyExists(err) {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 	// Pods need one, and an API server alone makes none.
-	_, err = c.core.CoreV1().ServiceAccounts(testNamespace).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{})
+	_, err = c.core.CoreV1().ServiceAccounts(testNamespace).Create(tb.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{})
 	if err != nil && !apierrors.IsAlreadyExists(err) {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return c
 }
 
-func testLog(t testing.TB) *slog.Logger {
-	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+func testLog(tb testing.TB) *slog.Logger {
+	tb.Helper()
+	return slog.New(slog.NewTextHandler(tb.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
 // wipe deletes every Environment and class, and what a controller stores.
-func wipe(t testing.TB, c *Client) {
-	t.Helper()
+func wipe(tb testing.TB, c *Client) {
+	tb.Helper()
 	ctx := context.Background()
 	list, err := c.environments("").List(ctx, metav1.ListOptions{})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	for i := range list.Items {
-		remove(t, c, refOf(&list.Items[i]))
+		remove(tb, c, refOf(&list.Items[i]))
 	}
 	classes, err := c.classes.List(ctx, metav1.ListOptions{})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	for _, k := range classes.Items {
 		if err := c.classes.Delete(ctx, k.Name, metav1.DeleteOptions{}); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 	for _, name := range []string{secretName, authorityName} {
 		if err := c.core.CoreV1().Secrets(testNamespace).Delete(ctx, name, metav1.DeleteOptions{}); err != nil && !isNotFound(err) {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 }
 
 // remove makes an object vanish, finalizers or not.
-func remove(t testing.TB, c *Client, o ref) {
-	t.Helper()
+func remove(tb testing.TB, c *Client, o ref) {
+	tb.Helper()
 	ctx := context.Background()
 	_, err := c.environments(o.namespace).Patch(ctx, o.name, types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{})
 	if err == nil {
 		err = c.environments(o.namespace).Delete(ctx, o.name, metav1.DeleteOptions{})
 	}
 	if err != nil && !isNotFound(err) {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
-func openTestStore(t testing.TB, c *Client) *Store {
-	return OpenStore(testLog(t), c, StoreConfig{Namespace: testNamespace, Seal: testSeal}, NewStoreMetrics(prometheus.NewRegistry()))
+func openTestStore(tb testing.TB, c *Client) *Store {
+	tb.Helper()
+	return OpenStore(testLog(tb), c, StoreConfig{Namespace: testNamespace, Seal: testSeal}, NewStoreMetrics(prometheus.NewRegistry()))
 }
 
-func newEnvironment(t testing.TB, c *Client, namespace, name, class string) *v1alpha1.Environment {
-	t.Helper()
+func newEnvironment(tb testing.TB, c *Client, namespace, name, class string) *v1alpha1.Environment {
+	tb.Helper()
 	o := &v1alpha1.Environment{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, GenerateName: "user-", Name: name}, Spec: v1alpha1.EnvironmentSpec{Class: class}}
-	o, err := c.environments(namespace).Create(t.Context(), o, metav1.CreateOptions{})
+	o, err := c.environments(namespace).Create(tb.Context(), o, metav1.CreateOptions{})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return o
 }
@@ -115,6 +117,7 @@ func TestStoreKeepsTheContract(t *testing.T) {
 	opened := map[*testing.T]bool{}
 	storetest.Run(t, storetest.Options{
 		Open: func(t *testing.T) fleet.Store {
+			t.Helper()
 			if !opened[t] {
 				wipe(t, c)
 				opened[t] = true
@@ -130,10 +133,12 @@ func TestStoreKeepsTheContract(t *testing.T) {
 		},
 		NoJoinTokens: true,
 		NewObject: func(t *testing.T, tenant, class string) (object, uid string, id env.ID) {
+			t.Helper()
 			o := newEnvironment(t, c, tenant, "", class)
 			return refOf(o).String(), string(o.UID), testSeal.idOf(o)
 		},
 		Gone: func(t *testing.T, object string) {
+			t.Helper()
 			ns, name, _ := strings.Cut(object, "/")
 			remove(t, c, ref{namespace: ns, name: name})
 		},

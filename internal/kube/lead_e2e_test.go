@@ -40,7 +40,8 @@ type leader struct {
 	end    chan error
 }
 
-func run(c *Client, t *testing.T, me Candidate) *leader {
+func run(t *testing.T, c *Client, me Candidate) *leader {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &leader{leads: make(chan *Leadership, 1), cancel: cancel, end: make(chan error, 1)}
 	go func() {
@@ -70,9 +71,9 @@ func (l *leader) wait(t *testing.T, d time.Duration) *Leadership {
 func TestOneLeadsAndTheOtherTakesOver(t *testing.T) {
 	c := testClient(t)
 	dropLease(t, c)
-	a := run(c, t, candidate("a"))
+	a := run(t, c, candidate("a"))
 	a.wait(t, 5*time.Second)
-	b := run(c, t, candidate("b"))
+	b := run(t, c, candidate("b"))
 	select {
 	case <-b.leads:
 		t.Fatal("two lead")
@@ -111,7 +112,7 @@ func TestASilentLeaderLosesAndSeesIt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := run(mine, t, candidate("a"))
+	a := run(t, mine, candidate("a"))
 	led := a.wait(t, 5*time.Second)
 	mu.Lock()
 	cut = true
@@ -124,7 +125,7 @@ func TestASilentLeaderLosesAndSeesIt(t *testing.T) {
 	if led.Lost() {
 		t.Error("lost, though no other leader was seen")
 	}
-	b := run(c, t, candidate("b"))
+	b := run(t, c, candidate("b"))
 	b.wait(t, 6*time.Second)
 	mu.Lock()
 	cut = false
@@ -165,7 +166,7 @@ func TestOnlyTheLeadersPodHasTheLabel(t *testing.T) {
 	}
 	me := candidate("a")
 	me.Pod = "pod-a"
-	a := run(c, t, me)
+	a := run(t, c, me)
 	led := a.wait(t, 5*time.Second)
 	led.Serving()
 	eventually(t, "pod-a alone has it", func() bool { return labelled() == "pod-a " })

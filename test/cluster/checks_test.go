@@ -296,4 +296,3 @@ func (w world) logsAreCollected() {
 		}
 	}
 }
-
