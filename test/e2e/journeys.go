@@ -29,6 +29,7 @@ var journeys = []journey{
 	{"snapshot", (*world).snapshot},
 	{"classes", (*world).classes},
 	{"refused", (*world).refused},
+	{"books", (*world).books},
 	{"rollout", (*world).rollout},
 	{"controller-kill", (*world).controllerKill},
 	{"api-down", (*world).apiDown},
