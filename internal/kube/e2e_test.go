@@ -32,7 +32,7 @@ func testClient(tb testing.TB) *Client {
 	tb.Helper()
 	path := os.Getenv("KUBECONFIG")
 	if path == "" {
-		tb.Skip("neither KUBECONFIG nor HEARTH_CLUSTER_BIN is set: there is no API server to test against")
+		tb.Fatal("neither KUBECONFIG nor HEARTH_CLUSTER_BIN is set: run make test-kube")
 	}
 	c, err := Open(Config{Kubeconfig: path, UserAgent: "hearth-test"})
 	if err != nil {

@@ -63,6 +63,9 @@ func (w *world) egress(ctx context.Context) (f facts, err error) {
 	if err != nil {
 		return f, err
 	}
+	if got, err := b.Get(8000, "/index.html"); err != nil || got != "ready\n" {
+		return f, fmt.Errorf("the neighbour's own service answers %q: %v", got, err)
+	}
 	if err := w.positiveControl(ctx, node, list); err != nil {
 		return f, fmt.Errorf("positive control: %w", err)
 	}
@@ -155,7 +158,7 @@ func (w *world) positiveControl(ctx context.Context, node string, list []target)
 		open := opened(out)
 		for _, t := range list {
 			// The neighbour's island refuses the node too: what comes in must
-			// belong to a flow of its own. Its control is its own service.
+			// belong to a flow of its own. Its control was the port proxy.
 			if t.name != "neighbour" && !slices.Contains(open, t.addr) {
 				return fmt.Errorf("%s (%s) does not answer node %s: %s", t.name, t.addr, node, strings.TrimSpace(out))
 			}

@@ -226,7 +226,7 @@ func (w *world) whileDown(ctx context.Context, begun time.Time, f *facts) (refus
 		}
 		ephemeral++
 		if out, err := w.ctl().Sh(c, "echo alive"); err != nil || out != "alive\n" {
-			return 0, 0, fmt.Errorf("ephemeral environment answers %q: %w", out, err)
+			return 0, 0, fmt.Errorf("ephemeral environment answers %q: %v", out, err)
 		}
 		if err := w.releaseAll(w.ctl(), c); err != nil {
 			return 0, 0, err

@@ -96,7 +96,7 @@ func (w *world) drain(ctx context.Context) (f facts, err error) {
 		return f, fmt.Errorf("cordoned: %w", err)
 	}
 	if left, err := w.onNode(ctx, node); err != nil || len(left) < len(here) {
-		return f, fmt.Errorf("a cordon moved environments: %v left: %w", left, err)
+		return f, fmt.Errorf("a cordon moved environments: %v left: %v", left, err)
 	}
 	f.add("cordon", "no-claims")
 	begun := time.Now()
@@ -114,7 +114,7 @@ func (w *world) drain(ctx context.Context) (f facts, err error) {
 			return f, fmt.Errorf("environment %s is still on %s", c.ID(), node)
 		}
 		if got, err := w.ctl().Sh(c, sum); err != nil || got != sums[c.ID()] {
-			return f, fmt.Errorf("environment %s has other files on %s: %q, want %q: %w", c.ID(), at, got, sums[c.ID()], err)
+			return f, fmt.Errorf("environment %s has other files on %s: %q, want %q: %v", c.ID(), at, got, sums[c.ID()], err)
 		}
 		o, err := w.environment(ctx, team, c.ID())
 		if err != nil {
@@ -127,7 +127,7 @@ func (w *world) drain(ctx context.Context) (f facts, err error) {
 	f.add("moved", len(here))
 	f.add("files", "same")
 	if left, err := w.onNode(ctx, node); err != nil || len(left) > 0 {
-		return f, fmt.Errorf("node %s still has %v: %w", node, left, err)
+		return f, fmt.Errorf("node %s still has %v: %v", node, left, err)
 	}
 	return f, w.releaseAll(w.ctl(), here...)
 }

@@ -35,7 +35,7 @@ func (w *world) classes(ctx context.Context) (f facts, err error) {
 	}
 	f.ms("live_ms", time.Since(begun))
 	if out, err := w.ctl().Sh(old, "echo [$RELEASE]"); err != nil || out != "[]\n" {
-		return f, fmt.Errorf("the old environment changed: %q: %w", out, err)
+		return f, fmt.Errorf("the old environment changed: %q: %v", out, err)
 	}
 	// What a schema can refuse it refuses, with a message for people.
 	_, err = w.kubectl("patch", "envclass/"+class, "--type=merge", "-p", `{"spec":{"egress":{"mode":"allow"}}}`)
@@ -53,7 +53,7 @@ func (w *world) classes(ctx context.Context) (f facts, err error) {
 	}
 	why, err := w.kubectl("get", "envclass/bad", "-o", `jsonpath={.status.conditions[?(@.type=="Accepted")].message}`)
 	if err != nil || !strings.Contains(why, "cpu") {
-		return f, fmt.Errorf("the condition says %q: %w", why, err)
+		return f, fmt.Errorf("the condition says %q: %v", why, err)
 	}
 	f.add("condition", "Accepted=false")
 	if _, err := w.kubectl("delete", "envclass/bad"); err != nil {
@@ -74,7 +74,7 @@ func (w *world) refused(ctx context.Context) (f facts, err error) {
 		return f, err
 	}
 	if out, err := w.ctl().Sh(mine, "echo alive"); err != nil || out != "alive\n" {
-		return f, fmt.Errorf("another tenant's release ended it: %q: %w", out, err)
+		return f, fmt.Errorf("another tenant's release ended it: %q: %v", out, err)
 	}
 	for name, args := range map[string][]string{
 		"get": {"get", mine.ID()}, "exec": {"exec", mine.ID(), "--", "true"}, "pause": {"pause", mine.ID()},
