@@ -21,7 +21,8 @@ const (
 	dnsTotalMax  = 1024 // questions of all islands that wait
 	dnsIdle      = 10 * time.Second
 	dnsStopAfter = time.Second // in which questions that wait are answered
-	dnsDrain     = 20 * time.Millisecond
+	dnsLookups   = 20 * time.Millisecond // for a lookup of a socket that is under way in the kernel
+	dnsDrained   = time.Millisecond      // between two looks at what is not read yet
 )
 
 // DNS is the resolver's sockets.
@@ -70,8 +71,7 @@ func (d *DNS) Serve(ctx context.Context) error {
 	running := len(servers)
 	select {
 	case <-ctx.Done():
-		deafen(pc, m.cfg.gateway())
-		time.Sleep(dnsDrain) // what came before is read
+		drain(pc, m.cfg.gateway())
 	case fault = <-ended:
 		running--
 	}
@@ -248,10 +248,11 @@ func addrOf(a net.Addr) netip.Addr {
 	return netip.Addr{}
 }
 
-// deafen connects a socket to an address that never sends, so that new questions
-// are no more for it: the kernel gives them to other sockets on the port
-// (net/ipv4/udp.c, compute_score). What it received is still read and answered.
-func deafen(pc net.PacketConn, gateway netip.Addr) {
+// drain sees to it that new questions go to other sockets on the port, and
+// returns when those that came before are read, or after dnsStopAfter. The
+// server still reads meanwhile: what it has not read when it is shut down would
+// be lost.
+func drain(pc net.PacketConn, gateway netip.Addr) {
 	conn, ok := pc.(syscall.Conn)
 	if !ok {
 		return
@@ -260,10 +261,23 @@ func deafen(pc net.PacketConn, gateway netip.Addr) {
 	if err != nil {
 		return // closed
 	}
+	_ = raw.Control(func(fd uintptr) { deafen(int(fd), gateway) })
+	time.Sleep(dnsLookups)
+	for end := time.Now().Add(dnsStopAfter); time.Now().Before(end); time.Sleep(dnsDrained) {
+		waiting := 0
+		err := raw.Control(func(fd uintptr) { waiting, _ = unix.IoctlGetInt(int(fd), unix.SIOCINQ) })
+		if err != nil || waiting == 0 {
+			return
+		}
+	}
+}
+
+// deafen connects a socket to an address that never sends, so that new questions
+// are no more for it: the kernel gives them to other sockets on the port
+// (net/ipv4/udp.c, compute_score). What it received is still read and answered.
+func deafen(fd int, gateway netip.Addr) {
 	const discard = 9 // RFC 863
-	_ = raw.Control(func(fd uintptr) {
-		_ = unix.Connect(int(fd), &unix.SockaddrInet4{Port: discard, Addr: gateway.As4()}) // it only spares questions
-	})
+	_ = unix.Connect(fd, &unix.SockaddrInet4{Port: discard, Addr: gateway.As4()}) // it only spares questions
 }
 
 func reusePort(_, _ string, c syscall.RawConn) error {
