@@ -157,20 +157,7 @@ const struct socket_holder *unused_holder __attribute__((unused));
 
 static __always_inline struct subject *current_subject(__u64 *id)
 {
-	for (int level = 1; level <= SUBJECT_DEPTH; level++) {
-		__u64 cgroup = bpf_get_current_ancestor_cgroup_id(level);
-		struct subject *s;
-
-		/* Above the task's own level there is nothing: not a slot's task. */
-		if (!cgroup)
-			return NULL;
-		s = bpf_map_lookup_elem(&subjects, &cgroup);
-		if (s) {
-			*id = cgroup;
-			return s;
-		}
-	}
-	return NULL;
+	return slot_of_current(&subjects, id);
 }
 
 /* The generic cell rate algorithm (ITU-T I.371): the budget is one number, the

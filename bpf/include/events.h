@@ -3,6 +3,8 @@
  * internal/detect (consumer). Addresses and ports are in network byte order. */
 #pragma once
 
+#include "slots.h"
+
 #define COMM_LEN 16
 #define PATH_CAP 256 /* bytes kept of an executable's path */
 #define ARGS_CAP 512 /* bytes kept of the arguments, each ends with NUL */
@@ -73,9 +75,6 @@ struct connect_event {
 	__u8 outcome;
 	__u8 pad[3];
 };
-
-/* How many levels below the root a slot's cgroup may lie. */
-#define SUBJECT_DEPTH 10
 
 /* A holder of a wanted socket, written by find_owner. The reader looks for a
  * subject among the ancestors: ancestors[i] is the cgroup at level i+1. */

@@ -74,6 +74,7 @@ func (a *agent) parts(succeed bool) []lifecycle.Part {
 		{Name: "detection", Run: a.engine.Run},
 		a.resolverPart(),
 		{Name: "pools", Run: a.node.Run},
+		{Name: "disks", Run: a.disks.Run},
 		{Name: "snapshots", Run: a.store.Run},
 		{Name: "exits", Run: a.watchExits},
 		a.localPart(succeed),

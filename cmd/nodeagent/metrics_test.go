@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"hearth/internal/detect"
+	"hearth/internal/disk"
 	"hearth/internal/durable"
 	"hearth/internal/env"
 	"hearth/internal/kerneltest"
@@ -55,6 +56,10 @@ func TestNodeEveryMetricIsDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	disks, err := disk.Open(disk.Config{Paths: []string{t.TempDir()}}, log)
+	if err != nil {
+		t.Fatal(err)
+	}
 	node, err := warm.Open(t.Context(), warm.Config{
 		Node: "n", Instance: "hearth-metrics", BootID: "b", IDBase: 1 << 20, IDCount: 1, MaxSlots: 1,
 		WorkDir: t.TempDir(), PrepareTimeout: time.Second, UndoTimeout: time.Second,
@@ -64,9 +69,9 @@ func TestNodeEveryMetricIsDocumented(t *testing.T) {
 	}
 	reg := obs.NewRegistry(version)
 	rpc.NewMetrics(reg)
-	reg.MustRegister(node, islands.Collector(), engine, newOwnMetrics()) // as assemble does
+	reg.MustRegister(node, islands.Collector(), engine, disks, newOwnMetrics()) // as assemble does
 	obstest.Documented(t, reg, "../../docs/metrics.md", "The agent")
-	for name, err := range map[string]error{"engine": engine.Close(), "node": node.Close(), "state": dir.Close()} {
+	for name, err := range map[string]error{"engine": engine.Close(), "disks": disks.Close(), "node": node.Close(), "state": dir.Close()} {
 		if err != nil {
 			t.Errorf("close %s: %v", name, err)
 		}

@@ -18,6 +18,7 @@ import (
 	"hearth/internal/config"
 	"hearth/internal/ctrd"
 	"hearth/internal/detect"
+	"hearth/internal/disk"
 	"hearth/internal/durable"
 	"hearth/internal/env"
 	"hearth/internal/lifecycle"
@@ -39,6 +40,7 @@ type agent struct {
 	tree     *cgroups.Tree
 	islands  *netpol.Manager
 	engine   *detect.Engine
+	disks    *disk.Guard
 	store    *snapshot.Store
 	node     *warm.Node
 	api      *api
@@ -101,6 +103,10 @@ func assemble(ctx context.Context, cfg config.Agent, e environment, log *slog.Lo
 	}
 	a.onClose(a.store.Close)
 	lap("snapshots")
+	if err := a.openDisks(ctx); err != nil {
+		return nil, err
+	}
+	lap("disks")
 	boot, err := bootID()
 	if err != nil {
 		return nil, err
@@ -118,7 +124,7 @@ func assemble(ctx context.Context, cfg config.Agent, e environment, log *slog.Lo
 		log.Warn("old copies of envinit are not removed", "error", err)
 	}
 	a.metrics.ofAgent(a)
-	a.registry.MustRegister(a.node, a.islands.Collector(), a.engine, a.metrics)
+	a.registry.MustRegister(a.node, a.islands.Collector(), a.engine, a.disks, a.metrics)
 	a.api, err = openAPI(a, boot, state, e)
 	return a, err
 }
@@ -252,6 +258,37 @@ func (a *agent) openDetection(e environment) error {
 	return nil
 }
 
+// openDisks guards the filesystems that environments write to: containerd's for
+// their root, the state directory's for their workspaces, and the snapshots'.
+// What it stalls is the node's, which is made later: it runs after that.
+func (a *agent) openDisks(ctx context.Context) error {
+	root, err := a.runtime.Root(ctx)
+	if err != nil {
+		return err
+	}
+	cfg := disk.Config{
+		Paths:   []string{root, a.cfg.StateDir, a.cfg.Snapshots.Dir},
+		Stall:   func(ctx context.Context, slot env.SlotID, why string) error { return a.node.Stall(ctx, slot, why) },
+		Relieve: func(ctx context.Context) error { return a.node.Relieve(ctx) },
+	}
+	if cfg.KeepFree, err = markOf(a.cfg.Disk.KeepFree); err != nil {
+		return err
+	}
+	if cfg.KeepFreeFiles, err = markOf(a.cfg.Disk.KeepFreeInodes); err != nil {
+		return err
+	}
+	if a.disks, err = disk.Open(cfg, a.log); err != nil {
+		return err
+	}
+	a.onClose(a.disks.Close)
+	return nil
+}
+
+func markOf(s config.Share) (disk.Mark, error) {
+	percent, amount, err := s.Parts()
+	return disk.Mark{Percent: percent, Amount: amount}, err
+}
+
 func (a *agent) openNode(ctx context.Context, boot string, state *durable.Dir, classes []*env.Class) (*warm.Node, error) {
 	cfg := a.cfg
 	return warm.Open(ctx, warm.Config{
@@ -267,6 +304,7 @@ func (a *agent) openNode(ctx context.Context, boot string, state *durable.Dir, c
 		Inits:     warm.LinuxInits{},
 		Guests:    guestsAdapter{},
 		Detector:  detectorAdapter{a.engine},
+		Disk:      a.disks,
 		Snapshots: a.snapshots(),
 	}, a.log)
 }

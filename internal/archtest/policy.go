@@ -23,7 +23,7 @@ type layer struct {
 var (
 	mechanics = []string{"internal/config", "internal/lifecycle", "internal/durable", "internal/obs"}
 	domain    = []string{
-		"internal/warm", "internal/cgroups", "internal/netpol", "internal/detect", "internal/snapshot",
+		"internal/warm", "internal/cgroups", "internal/netpol", "internal/detect", "internal/disk", "internal/snapshot",
 		"internal/placement", "internal/forecast",
 	}
 	adapters = []string{"internal/ctrd", "internal/kube", "internal/guest", "internal/preflight"}
@@ -69,7 +69,7 @@ type fence struct {
 
 var fences = []fence{
 	{"github.com/cilium/ebpf", []string{
-		"bpf", "internal/netpol", "internal/detect", "internal/preflight", "internal/kerneltest",
+		"bpf", "internal/netpol", "internal/detect", "internal/disk", "internal/preflight", "internal/kerneltest",
 		// The hints of written files, one file.
 		"internal/snapshot/dirty_linux.go",
 	}},

@@ -34,6 +34,7 @@ type Agent struct {
 	Controller *ControllerLink `json:"controller,omitempty"`
 	Detection  AgentDetection  `json:"detection"`
 	Snapshots  Snapshots       `json:"snapshots"`
+	Disk       Disk            `json:"disk"`
 	Log        Log             `json:"log"`
 }
 
@@ -174,6 +175,16 @@ type Snapshots struct {
 	// the environment.
 	MaxFiles uint64 `json:"maxFiles"`
 	MaxBytes Bytes  `json:"maxBytes"`
+}
+
+// Disk is what environments leave of the filesystems that they write to. Both
+// must be above the kubelet's thresholds for evictions (imagefs.available 15%,
+// nodefs.available 10%, inodesFree 5%).
+type Disk struct {
+	// KeepFree and KeepFreeInodes are parts of each filesystem or amounts: where
+	// less is available, environments that write are stalled. "0" guards nothing.
+	KeepFree       Share `json:"keepFree"`
+	KeepFreeInodes Share `json:"keepFreeInodes"`
 }
 
 // Log is what is written to standard error.

@@ -70,6 +70,8 @@ func defaultAgent(a Agent, host Host) Agent {
 	def(&a.Snapshots.Dir, filepath.Join(a.StateDir, "snapshots"))
 	def(&a.Snapshots.MaxFiles, 5_000_000)
 	def(&a.Snapshots.MaxBytes, 256*1024*mib)
+	def(&a.Disk.KeepFree, "16%")
+	def(&a.Disk.KeepFreeInodes, "6%")
 	defaultLog(&a.Log)
 	return a
 }

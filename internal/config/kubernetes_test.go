@@ -54,7 +54,7 @@ kubernetes:
 			t.Errorf("error does not name %s: %v", want, err)
 		}
 	}
-	for _, share := range []string{"0%", "101%", "-1Gi", "much", "5 %"} {
+	for _, share := range []string{"0", "0%", "101%", "-1Gi", "much", "5 %"} {
 		if _, err := LoadController(write(t, "controller.yaml", "kubernetes: {hold: {memory: \""+share+"\"}}\n"), inPod()); err == nil {
 			t.Errorf("memory %q is accepted", share)
 		}
@@ -72,6 +72,19 @@ func TestASharesAmount(t *testing.T) {
 		want := resource.MustParse(tc.want)
 		if err != nil || got.Cmp(want) != 0 {
 			t.Errorf("%s of %s = %s, %v; want %s", tc.share, tc.whole, got.String(), err, tc.want)
+		}
+	}
+}
+
+func TestASharesParts(t *testing.T) {
+	for _, tc := range []struct {
+		share   Share
+		percent int
+		amount  uint64
+	}{{"16%", 16, 0}, {"20Gi", 0, 20 << 30}, {"100k", 0, 100_000}, {"0", 0, 0}} {
+		percent, amount, err := tc.share.Parts()
+		if err != nil || percent != tc.percent || amount != tc.amount {
+			t.Errorf("%s = %d%%, %d, %v", tc.share, percent, amount, err)
 		}
 	}
 }

@@ -207,6 +207,14 @@ func (k Kubernetes) validate(l *faultList) {
 		l.dnsName(n.key, n.name)
 	}
 	l.listen("kubernetes.webhook.listen", k.Webhook.Listen)
+	for _, s := range []struct {
+		key   string
+		value Share
+	}{{"kubernetes.hold.memory", k.Hold.Memory}, {"kubernetes.hold.cpu", k.Hold.CPU}} {
+		if percent, amount, err := s.value.Parts(); err == nil && percent == 0 && amount == 0 {
+			l.addf(s.key, "is 0: environments would have nothing; taint the node or label it hearth.run/exclude instead")
+		}
+	}
 	if k.Hold.Image == "" {
 		l.addf("kubernetes.hold.image", "is missing: give an image that does nothing, for ever")
 	}

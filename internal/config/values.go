@@ -68,14 +68,14 @@ func parseQuantity(data []byte) (resource.Quantity, error) {
 // Share is an amount, "8Gi" or "1500m", or a part of what there is, "50%".
 type Share string
 
-// UnmarshalJSON accepts a quantity or a percentage of 1 to 100.
+// UnmarshalJSON accepts a quantity, which may be 0, or a percentage of 1 to 100.
 func (s *Share) UnmarshalJSON(data []byte) error {
 	text := string(bytes.Trim(data, `"`))
 	if part, ok := strings.CutSuffix(text, "%"); ok {
 		if n, err := strconv.Atoi(part); err != nil || n < 1 || n > 100 {
 			return fmt.Errorf("%.64q is not a percentage of 1%% to 100%%", text)
 		}
-	} else if q, err := parseQuantity(data); err != nil || q.Sign() <= 0 {
+	} else if q, err := parseQuantity(data); err != nil || q.Sign() < 0 {
 		return fmt.Errorf(`%.64q is neither an amount such as "8Gi" or "1500m" nor a percentage such as "50%%"`, text)
 	}
 	*s = Share(text)
@@ -96,6 +96,19 @@ func (s Share) Of(whole resource.Quantity) (resource.Quantity, error) {
 		return *resource.NewQuantity((whole.Value()/100*n+whole.Value()%100*n/100)/mib*mib, resource.BinarySI), nil
 	}
 	return *resource.NewMilliQuantity(whole.MilliValue()*n/100, resource.DecimalSI), nil
+}
+
+// Parts is the share as a percentage, or else as an amount in whole units.
+func (s Share) Parts() (percent int, amount uint64, err error) {
+	if part, ok := strings.CutSuffix(string(s), "%"); ok {
+		percent, err = strconv.Atoi(part)
+		return percent, 0, err
+	}
+	q, err := resource.ParseQuantity(string(s))
+	if err != nil {
+		return 0, 0, fmt.Errorf("%w: share %.64q", env.ErrInvalid, string(s))
+	}
+	return 0, uint64(max(q.Value(), 0)), nil
 }
 
 // Resolver is the address of a DNS server; the port is 53 where none is

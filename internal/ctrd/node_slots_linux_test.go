@@ -62,7 +62,7 @@ func TestNodeSeccompAndCapabilitiesRefuse(t *testing.T) {
 	n := startNode(t)
 	m := n.run()
 	rep := n.report(m)
-	for _, c := range []string{"socket unix", "socket inet", "socket inet6", "socket netlink", "socket ping", "socketpair unix", "write file", "chown", "lower file"} {
+	for _, c := range []string{"socket unix", "socket inet", "socket inet6", "socket netlink", "socket ping", "socketpair unix", "write file", "chown", "lower file", "fallocate punch"} {
 		if rep.Calls[c] != "ok" {
 			t.Errorf("%s: %s, want ok", c, rep.Calls[c])
 		}
@@ -74,6 +74,11 @@ func TestNodeSeccompAndCapabilitiesRefuse(t *testing.T) {
 	} {
 		if rep.Calls[c] != refused {
 			t.Errorf("%s: %s, want %s", c, rep.Calls[c], refused)
+		}
+	}
+	for _, c := range []string{"fallocate", "fallocate keep size", "fallocate zero"} {
+		if rep.Calls[c] != unix.EOPNOTSUPP.Error() {
+			t.Errorf("%s: %s, want %s", c, rep.Calls[c], unix.EOPNOTSUPP)
 		}
 	}
 	var want uint64
@@ -109,6 +114,8 @@ func TestNodeSeccompHoldsFor32BitProgramsToo(t *testing.T) {
 		switch {
 		case strings.HasPrefix(call, "socketcall "):
 			want = unix.ENOSYS // of every family
+		case call == "fallocate":
+			want = unix.EOPNOTSUPP
 		case strings.HasSuffix(call, " unix"):
 			continue
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/plugins"
 	"github.com/containerd/errdefs"
 
 	"hearth/internal/env"
@@ -119,4 +120,20 @@ func withOverlayOptions(mounts []mount.Mount) []mount.Mount {
 		out[i].Options = append(keep, overlayOptions...)
 	}
 	return out
+}
+
+// Root is the host's directory where the snapshotter keeps what slots write.
+func (r *Runtime) Root(ctx context.Context) (string, error) {
+	op := "ask where snapshotter " + r.cfg.Snapshotter + " keeps its files"
+	got, err := r.client.IntrospectionService().Plugins(ctx,
+		fmt.Sprintf("type==%s,id==%s", plugins.SnapshotPlugin, r.cfg.Snapshotter))
+	if err != nil {
+		return "", r.fail(op, err)
+	}
+	for _, p := range got.Plugins {
+		if root := p.Exports[plugins.SnapshotterRootDir]; root != "" {
+			return root, nil
+		}
+	}
+	return "", fmt.Errorf("%s: %w: containerd does not say", op, env.ErrUnsupported)
 }

@@ -36,7 +36,7 @@ func seccompProfile(spec *specs.Spec) *specs.LinuxSeccomp {
 	p := seccomp.DefaultProfile(spec)
 	// x32 is a second system call table that nothing uses.
 	p.Architectures = slices.DeleteFunc(p.Architectures, func(a specs.Arch) bool { return a == specs.ArchX32 })
-	refused := append([]string{"socket", "socketpair"}, refusedSyscalls...)
+	refused := append([]string{"socket", "socketpair", "fallocate"}, refusedSyscalls...)
 	kept := make([]specs.LinuxSyscall, 0, len(p.Syscalls)+len(socketFamilies)+len(pairFamilies))
 	for _, rule := range p.Syscalls {
 		rule.Names = slices.DeleteFunc(slices.Clone(rule.Names), func(n string) bool {
@@ -52,8 +52,34 @@ func seccompProfile(spec *specs.Spec) *specs.LinuxSeccomp {
 	for _, family := range pairFamilies {
 		kept = append(kept, allowFamily("socketpair", family))
 	}
+	kept = append(kept, noReservation()...)
 	p.Syscalls = append(kept, noSocketcall())
 	return p
+}
+
+// Modes of fallocate that give space back (include/uapi/linux/falloc.h).
+const (
+	fallocPunchHole     = 0x02
+	fallocCollapseRange = 0x08
+)
+
+// noReservation refuses to take space on a disk without writing it: that is done
+// in an instant, faster than whoever watches the disk can stop it. What gives
+// space back is allowed. EOPNOTSUPP is what filesystems without reservations
+// say, and programs and libcs write instead.
+func noReservation() []specs.LinuxSyscall {
+	errno := uint(syscall.EOPNOTSUPP)
+	rule := func(action specs.LinuxSeccompAction, errno *uint, mask, value uint64) specs.LinuxSyscall {
+		return specs.LinuxSyscall{
+			Names: []string{"fallocate"}, Action: action, ErrnoRet: errno,
+			Args: []specs.LinuxSeccompArg{{Index: 1, Value: mask, ValueTwo: value, Op: specs.OpMaskedEqual}},
+		}
+	}
+	return []specs.LinuxSyscall{
+		rule(specs.ActAllow, nil, fallocPunchHole, fallocPunchHole),
+		rule(specs.ActAllow, nil, fallocCollapseRange, fallocCollapseRange),
+		rule(specs.ActErrno, &errno, fallocPunchHole|fallocCollapseRange, 0),
+	}
 }
 
 // noSocketcall refuses the call by which a 32-bit program would get round the

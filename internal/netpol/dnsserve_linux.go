@@ -20,7 +20,7 @@ const (
 	dnsConnsMax  = 8    // TCP connections of one island
 	dnsTotalMax  = 1024 // questions of all islands that wait
 	dnsIdle      = 10 * time.Second
-	dnsStopAfter = time.Second // in which questions that wait are answered
+	dnsStopAfter = time.Second           // in which questions that wait are answered
 	dnsLookups   = 20 * time.Millisecond // for a lookup of a socket that is under way in the kernel
 	dnsDrained   = time.Millisecond      // between two looks at what is not read yet
 )
@@ -276,7 +276,7 @@ func drain(pc net.PacketConn, gateway netip.Addr) {
 // are no more for it: the kernel gives them to other sockets on the port
 // (net/ipv4/udp.c, compute_score). What it received is still read and answered.
 func deafen(fd int, gateway netip.Addr) {
-	const discard = 9 // RFC 863
+	const discard = 9                                                             // RFC 863
 	_ = unix.Connect(fd, &unix.SockaddrInet4{Port: discard, Addr: gateway.As4()}) // it only spares questions
 }
 

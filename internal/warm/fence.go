@@ -129,8 +129,11 @@ func (n *Node) unfence(ctx context.Context, s *slot) error {
 			return env.ErrState // ended, or quarantined, meanwhile
 		}
 		e.Phase, e.Before, e.Message = e.Before, "", ""
-		if e.Held != "" {
+		switch {
+		case e.Held != "":
 			e.Message = heldMessage
+		case e.Stalled:
+			e.Message = stalledMessage
 		}
 		return nil
 	})

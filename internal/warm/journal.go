@@ -66,6 +66,9 @@ type envState struct {
 	// to which an environment held for a move does.
 	Before env.Phase `json:"before,omitempty"`
 	Held   env.Phase `json:"held,omitempty"`
+	// Stalled says that it is paused for want of room on the node's disk, and
+	// goes on by itself.
+	Stalled bool `json:"stalled,omitempty"`
 	// HeldAt is the snapshot of what has not changed since it is held.
 	HeldAt env.SnapshotID `json:"heldAt,omitempty"`
 }

@@ -93,7 +93,7 @@ func (n *Node) quarantine(ctx context.Context, s *slot, why string) error {
 			if !slices.Contains(living, e.Phase) {
 				return refusal(e)
 			}
-			e.Phase, e.Message, e.Before, e.Held, e.HeldAt = env.PhaseQuarantined, why, "", "", ""
+			e.Phase, e.Message, e.Before, e.Held, e.HeldAt, e.Stalled = env.PhaseQuarantined, why, "", "", "", false
 			return nil
 		})
 		if err != nil {
@@ -104,8 +104,11 @@ func (n *Node) quarantine(ctx context.Context, s *slot, why string) error {
 }
 
 // Snapshot captures an environment's files. A running one is frozen for the
-// moment that the capture needs.
+// moment that the capture needs. It is refused while the node's disk is short.
 func (n *Node) Snapshot(ctx context.Context, id env.ID) (env.Snapshot, error) {
+	if err := n.parts.Disk.Admit(0); err != nil {
+		return env.Snapshot{}, fmt.Errorf("snapshot environment %s: %w", id, err)
+	}
 	ctx, end, err := n.begin(ctx)
 	if err != nil {
 		return env.Snapshot{}, err
@@ -335,16 +338,17 @@ func (n *Node) hold(ctx context.Context, id env.ID) (s *slot, done func(), err e
 }
 
 // setPhase journals a phase if the environment is in it already or in one of
-// from; otherwise it is env.ErrState. A repetition writes nothing.
+// from; otherwise it is env.ErrState. A repetition writes nothing. Whoever asks
+// for a phase takes over from what stalled the environment.
 func (n *Node) setPhase(s *slot, phase env.Phase, message string, from ...env.Phase) error {
-	if n.stateOf(s).Env.Phase == phase {
+	if e := n.stateOf(s).Env; e.Phase == phase && !e.Stalled {
 		return nil
 	}
 	return n.changeIf(s, func(st *slotState) error {
 		if !slices.Contains(from, st.Env.Phase) {
 			return refusal(st.Env)
 		}
-		st.Env.Phase, st.Env.Message = phase, message
+		st.Env.Phase, st.Env.Message, st.Env.Stalled = phase, message, false
 		return nil
 	})
 }

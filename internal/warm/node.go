@@ -98,10 +98,11 @@ type slot struct {
 
 	gone sync.Once // descriptors closed
 
-	state     slotState // guarded by Node.mu, like all below
-	doomed    bool      // its removal began
-	removed   bool      // nothing is left of it but its record
-	condemned string    // why to quarantine it as soon as its claim has ended
+	state     slotState               // guarded by Node.mu, like all below
+	doomed    bool                    // its removal began
+	removed   bool                    // nothing is left of it but its record
+	condemned string                  // why to quarantine it as soon as its claim has ended
+	abort     context.CancelCauseFunc // ends its preparation; nil if there is none
 }
 
 func newSlot(id env.SlotID, class *env.Class) *slot {

@@ -272,7 +272,7 @@ func TestNoFaultLeaksOrLosesASlot(t *testing.T) {
 			if len(ids) < 2 {
 				t.Errorf("%d of 3 claims worked", len(ids))
 			}
-			want := map[string]int{"containers": 0, "cgroups": 0, "islands": 0, "processes": 0, "bound": 0}
+			want := map[string]int{"containers": 0, "cgroups": 0, "islands": 0, "processes": 0, "bound": 0, "watched": 0}
 			if diff := cmp.Diff(want, b.world.leftovers()); diff != "" {
 				t.Errorf("left over (-want +got):\n%s", diff)
 			}

@@ -15,6 +15,7 @@ type Parts struct {
 	Inits     inits
 	Guests    guests
 	Detector  detector
+	Disk      disk
 	Snapshots snapshots
 }
 
@@ -148,6 +149,16 @@ type Guest interface {
 	AwaitReady(ctx context.Context) error
 	// Claimed starts the services marked afterClaim.
 	Claimed(ctx context.Context) error
+}
+
+// disk knows what room the node's disks have.
+type disk interface {
+	// Admit reports whether so many bytes can be written now, 0 for few; the
+	// error is env.ErrExhausted.
+	Admit(bytes uint64) error
+	// Watch counts what a slot writes from now on, until Unwatch.
+	Watch(slot env.SlotID, cgroup uint64, class string) error
+	Unwatch(slot env.SlotID)
 }
 
 // detector watches slots for abuse.

@@ -24,11 +24,27 @@ func (n *Node) prepare(ctx context.Context, class *env.Class, fill fill) (*slot,
 	if err != nil {
 		return nil, err
 	}
+	ctx, abort := context.WithCancelCause(ctx)
+	n.abortable(s, abort)
+	defer func() {
+		n.abortable(s, nil)
+		abort(nil)
+	}()
 	if err := n.build(ctx, s, fill); err != nil {
+		if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+			err = errors.Join(cause, err)
+		}
 		err = fmt.Errorf("prepare slot of class %s: %w", class.Name, err)
 		return nil, errors.Join(err, n.destroy(context.WithoutCancel(ctx), s))
 	}
 	return s, nil
+}
+
+// abortable notes how a slot's preparation can be ended, nil for not at all.
+func (n *Node) abortable(s *slot, abort context.CancelCauseFunc) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	s.abort = abort
 }
 
 // reserveSlot reserves ids and enters the slot into journal and memory, so that
@@ -49,12 +65,16 @@ func (n *Node) reserveSlot(class *env.Class) (*slot, error) {
 }
 
 // enter gives the slot its ids and its place among the node's slots, if the
-// node has the memory for it. Either way it takes the caller's reservation:
-// from here on the slot counts itself.
+// node has the memory and the disk for it. Either way it takes the caller's
+// reservation: from here on the slot counts itself.
 func (n *Node) enter(s *slot) error {
+	full := n.parts.Disk.Admit(0)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.reserved--
+	if full != nil {
+		return full
+	}
 	if used, want := n.memoryLocked(), s.class.Resources.MemoryBytes; used+want > n.memory {
 		return fmt.Errorf("%w: %d of %d bytes of memory are promised, class %s needs %d; release environments or raise the node's budget (limits.memory)",
 			env.ErrExhausted, used, n.memory, s.class.Name, want)
@@ -137,6 +157,9 @@ func (n *Node) isolate(ctx context.Context, s *slot, files Files) error {
 		return err
 	}
 	if err := n.parts.Detector.Bind(id, island.NetID, s.cgroup.ID(), s.class); err != nil {
+		return err
+	}
+	if err := n.parts.Disk.Watch(id, s.cgroup.ID(), s.class.Name); err != nil {
 		return err
 	}
 	pid, err := n.parts.Runtime.Create(ctx, Container{
@@ -280,6 +303,7 @@ func (n *Node) removeParts(ctx context.Context, s *slot) error {
 	}
 	try("delete container", n.parts.Runtime.Delete(ctx, id))
 	n.parts.Detector.Unbind(id)
+	n.parts.Disk.Unwatch(id)
 	try("destroy island", n.parts.Islands.Destroy(ctx, id))
 	if s.cgroup != nil {
 		try("remove cgroup", s.cgroup.Remove(ctx))

@@ -215,6 +215,9 @@ func (n *Node) watch(s *slot) (err error) {
 	if s.guest, err = n.parts.Guests.Dial(s.id, s.init); err != nil {
 		return err
 	}
+	if err := n.parts.Disk.Watch(s.id, s.cgroup.ID(), s.class.Name); err != nil {
+		return err
+	}
 	return n.parts.Detector.Bind(s.id, s.island.NetID, s.cgroup.ID(), s.class)
 }
 

@@ -104,6 +104,9 @@ func (n *Node) repeat(key string, id env.ID) (Answer, error) {
 }
 
 func (n *Node) claim(ctx context.Context, c *Claim, digest string, watch *stopwatch) (Answer, error) {
+	if err := n.parts.Disk.Admit(0); err != nil {
+		return Answer{}, fmt.Errorf("claim class %s: %w", c.Class, err)
+	}
 	if c.ID == "" {
 		c.ID = env.NewID()
 	}
@@ -266,6 +269,9 @@ func (n *Node) restore(c *Claim) fill {
 		}
 		if snap.Base != image.Digest {
 			return fmt.Errorf("%w: snapshot %s lies on image %s, the class has %s; claim a class of the snapshot's image", env.ErrInvalid, id, snap.Base, image.Digest)
+		}
+		if err := n.parts.Disk.Admit(snap.Stats.Bytes); err != nil {
+			return fmt.Errorf("restore snapshot %s of %d bytes: %w", id, snap.Stats.Bytes, err)
 		}
 		if err := n.parts.Snapshots.Restore(ctx, id, files); err != nil {
 			return err

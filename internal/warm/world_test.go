@@ -24,6 +24,7 @@ type world struct {
 	alive      map[int]bool
 	identities map[int]map[string]string
 	bound      map[env.SlotID]env.ID
+	watched    map[env.SlotID]bool
 	snaps      map[env.SnapshotID]env.Snapshot
 	lineages   map[env.ID]bool // begun by a fork
 	nextPID    int
@@ -33,7 +34,7 @@ type world struct {
 func newWorld() *world {
 	return &world{
 		containers: map[env.SlotID]int{}, cgroups: map[env.SlotID]*fakeCgroup{}, islands: map[env.SlotID]string{},
-		alive: map[int]bool{}, identities: map[int]map[string]string{}, bound: map[env.SlotID]env.ID{},
+		alive: map[int]bool{}, identities: map[int]map[string]string{}, bound: map[env.SlotID]env.ID{}, watched: map[env.SlotID]bool{},
 		snaps: map[env.SnapshotID]env.Snapshot{}, lineages: map[env.ID]bool{}, nextPID: 1000,
 	}
 }
@@ -53,7 +54,7 @@ func (w *world) call(name string) error {
 func (w *world) parts() Parts {
 	return Parts{
 		Runtime: fakeRuntime{w}, Cgroups: fakeCgroups{w}, Islands: fakeIslands{w},
-		Inits: fakeInits{w}, Guests: fakeGuests{w}, Detector: fakeDetector{w}, Snapshots: fakeSnapshots{w},
+		Inits: fakeInits{w}, Guests: fakeGuests{w}, Detector: fakeDetector{w}, Disk: fakeDisk{w}, Snapshots: fakeSnapshots{w},
 	}
 }
 
@@ -114,7 +115,7 @@ func (w *world) leftovers() map[string]int {
 	}
 	return map[string]int{
 		"containers": len(w.containers), "cgroups": len(w.cgroups), "islands": len(w.islands),
-		"processes": alive, "bound": len(w.bound),
+		"processes": alive, "bound": len(w.bound), "watched": len(w.watched),
 	}
 }
 

@@ -94,6 +94,8 @@ network:
   resolvers: ["%s"]
 ids: {count: 64}
 limits: {slots: %d}
+# The machine's disk may be as full as it is.
+disk: {keepFree: "0", keepFreeInodes: "0"}
 api:
   listen: 127.0.0.1:%d
   advertise: 127.0.0.1:%d

@@ -16,6 +16,7 @@ const (
 	socketcall    = 102
 	socket        = 359
 	socketpair    = 360
+	fallocate     = 324
 	sysSocket     = 1
 	sysSocketpair = 8
 )
@@ -39,6 +40,11 @@ func main() {
 		say("socketcall socket "+name, e)
 		_, _, e = syscall.RawSyscall(socketcall, sysSocketpair, uintptr(unsafe.Pointer(&args)), 0)
 		say("socketcall socketpair "+name, e)
+	}
+	if f, err := os.Create("/reserved"); err == nil {
+		_, _, e := syscall.RawSyscall6(fallocate, f.Fd(), 0, 0, 0, 4096, 0)
+		say("fallocate", e)
+		_ = f.Close()
 	}
 	b, _ := json.Marshal(map[string]any{"Calls": calls})
 	_, _ = os.Stdout.Write(b)
