@@ -154,7 +154,7 @@ type StalePlacement struct {
 }
 
 // EnvironmentPhase is where the environment stands in its life.
-// +kubebuilder:validation:Enum=claiming;running;paused;hibernated;quarantined;fenced;released;failed
+// +kubebuilder:validation:Enum=claiming;running;paused;stalled;hibernated;quarantined;fenced;released;failed
 type EnvironmentPhase string
 
 // EnvironmentStatus is what the controller observed.
@@ -172,7 +172,7 @@ type EnvironmentStatus struct {
 	// +optional
 	Generation int64 `json:"generation,omitempty"`
 
-	// message says why, for failed, quarantined and fenced.
+	// message says why, for failed, quarantined, fenced and stalled.
 	// +kubebuilder:validation:MaxLength=1024
 	// +optional
 	Message string `json:"message,omitempty"`

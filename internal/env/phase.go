@@ -13,12 +13,13 @@ const (
 // Phase is where an environment stands in its life.
 type Phase string
 
-// The phases of an environment. Only Running and Paused alternate; Released
-// and Failed are final.
+// The phases of an environment. Running alternates with Paused and Stalled, which
+// ends by itself when the node's disk has room; Released and Failed are final.
 const (
 	PhaseClaiming    Phase = "claiming"
 	PhaseRunning     Phase = "running"
 	PhasePaused      Phase = "paused"
+	PhaseStalled     Phase = "stalled"
 	PhaseHibernated  Phase = "hibernated"
 	PhaseQuarantined Phase = "quarantined"
 	PhaseFenced      Phase = "fenced"
@@ -29,7 +30,7 @@ const (
 // Live reports whether an environment in this phase has processes on a node.
 func (p Phase) Live() bool {
 	switch p {
-	case PhaseRunning, PhasePaused, PhaseQuarantined, PhaseFenced:
+	case PhaseRunning, PhasePaused, PhaseStalled, PhaseQuarantined, PhaseFenced:
 		return true
 	default:
 		return false

@@ -195,7 +195,7 @@ func (m *moveMemory) learnClaim(a moveAnswer) {
 // moves already may have been loaded in the phase of a claim.
 func movablePhase(p hearthv1.Phase, moving bool) bool {
 	switch p {
-	case hearthv1.Phase_PHASE_RUNNING, hearthv1.Phase_PHASE_PAUSED:
+	case hearthv1.Phase_PHASE_RUNNING, hearthv1.Phase_PHASE_PAUSED, hearthv1.Phase_PHASE_STALLED:
 		return true
 	case hearthv1.Phase_PHASE_CLAIMING:
 		return moving

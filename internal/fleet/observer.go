@@ -27,6 +27,7 @@ const (
 	Quarantined Kind = "Quarantined" // a rule froze it
 	NodeSilent  Kind = "NodeSilent"  // a node has not reported for too long
 	Fenced      Kind = "Fenced"      // its node froze and locked it
+	Stalled     Kind = "Stalled"     // its node froze it, since it wrote while the disk was short
 	Moving      Kind = "Moving"      // it is about to go to another node
 	Moved       Kind = "Moved"
 	MoveFailed  Kind = "MoveFailed"

@@ -134,6 +134,8 @@ func (f *Fleet) reconcileOne(node string, turn uint64, e *hearthv1.Environment) 
 		f.happened(Failed, r, r.Environment.GetMessage())
 	case env.PhaseFenced:
 		f.happened(Fenced, r, r.Environment.GetMessage())
+	case env.PhaseStalled:
+		f.happened(Stalled, r, r.Environment.GetMessage())
 	case env.PhaseQuarantined:
 		f.happened(Quarantined, r, r.Environment.GetMessage())
 	}

@@ -174,6 +174,7 @@ var phaseWord = map[hearthv1.Phase]env.Phase{
 	hearthv1.Phase_PHASE_CLAIMING:    env.PhaseClaiming,
 	hearthv1.Phase_PHASE_RUNNING:     env.PhaseRunning,
 	hearthv1.Phase_PHASE_PAUSED:      env.PhasePaused,
+	hearthv1.Phase_PHASE_STALLED:     env.PhaseStalled,
 	hearthv1.Phase_PHASE_QUARANTINED: env.PhaseQuarantined,
 	hearthv1.Phase_PHASE_RELEASED:    env.PhaseReleased,
 	hearthv1.Phase_PHASE_FAILED:      env.PhaseFailed,

@@ -19,6 +19,7 @@ var warnings = map[string]bool{
 	string(fleet.Quarantined): true,
 	string(fleet.NodeSilent):  true,
 	string(fleet.Fenced):      true,
+	string(fleet.Stalled):     true,
 	string(fleet.MoveFailed):  true,
 	ReasonClassRejected:       true,
 	ReasonHoldPodPending:      true,

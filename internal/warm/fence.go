@@ -50,7 +50,7 @@ func (n *Node) Fence(ctx context.Context) error {
 // nothing else runs yet.
 func (n *Node) fenceAll(ctx context.Context) error {
 	targets := n.environments(func(s *slot) bool {
-		return !s.class.RunOnPartition && (s.state.Env.Phase == env.PhaseRunning || s.state.Env.Phase == env.PhasePaused)
+		return !s.class.RunOnPartition && s.state.Env.obedient()
 	})
 	var group errgroup.Group
 	group.SetLimit(fencers)
@@ -75,7 +75,7 @@ func (n *Node) fence(ctx context.Context, s *slot, why string) error {
 		return fmt.Errorf("fence slot %s: %w", s.id, err)
 	}
 	err := n.force(s, func(e *envState) error {
-		if e.Phase != env.PhaseRunning && e.Phase != env.PhasePaused {
+		if !e.obedient() {
 			return env.ErrState
 		}
 		e.Before, e.Phase, e.Message = e.Phase, env.PhaseFenced, why
@@ -132,7 +132,7 @@ func (n *Node) unfence(ctx context.Context, s *slot) error {
 		switch {
 		case e.Held != "":
 			e.Message = heldMessage
-		case e.Stalled:
+		case e.Phase == env.PhaseStalled:
 			e.Message = stalledMessage
 		}
 		return nil

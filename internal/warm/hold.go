@@ -28,7 +28,7 @@ func (n *Node) SnapshotAndHold(ctx context.Context, id env.ID) (_ env.Snapshot, 
 	switch {
 	case st.Env.Phase == env.PhaseFailed:
 		return n.snapshot(ctx, s, freezeWindow{n, s})
-	case st.Env.Phase != env.PhaseRunning && st.Env.Phase != env.PhasePaused:
+	case !st.Env.obedient():
 		return env.Snapshot{}, refusal(st.Env)
 	}
 	window := holdWindow{n, s}
@@ -60,7 +60,7 @@ func (w holdWindow) Freeze(ctx context.Context) error {
 	err := w.node.changeIf(w.slot, func(st *slotState) error {
 		e := st.Env
 		switch {
-		case e.Phase != env.PhaseRunning && e.Phase != env.PhasePaused:
+		case !e.obedient():
 			return refusal(e) // fenced or quarantined since
 		case e.Held == "":
 			e.Held, e.Phase, e.Message = e.Phase, env.PhasePaused, heldMessage
@@ -89,6 +89,9 @@ func (n *Node) unhold(ctx context.Context, s *slot) error {
 			return refusal(e)
 		}
 		e.Phase, e.Held, e.HeldAt, e.Message = e.Held, "", "", ""
+		if e.Phase == env.PhaseStalled {
+			e.Message = stalledMessage
+		}
 		return nil
 	})
 }

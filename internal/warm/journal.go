@@ -66,16 +66,18 @@ type envState struct {
 	// to which an environment held for a move does.
 	Before env.Phase `json:"before,omitempty"`
 	Held   env.Phase `json:"held,omitempty"`
-	// Stalled says that it is paused for want of room on the node's disk, and
-	// goes on by itself.
-	Stalled bool `json:"stalled,omitempty"`
 	// HeldAt is the snapshot of what has not changed since it is held.
 	HeldAt env.SnapshotID `json:"heldAt,omitempty"`
 }
 
 // shut reports whether the environment's island must be locked.
 func (e *envState) shut() bool {
-	return e.Held != "" || (e.Phase != env.PhaseRunning && e.Phase != env.PhasePaused)
+	return e.Held != "" || !e.obedient()
+}
+
+// obedient reports whether its owner decides what it does: it runs, or could.
+func (e *envState) obedient() bool {
+	return e.Phase == env.PhaseRunning || e.Phase == env.PhasePaused || e.Phase == env.PhaseStalled
 }
 
 // replay folds journal records into the newest state of each slot.

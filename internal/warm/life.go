@@ -36,7 +36,7 @@ func (n *Node) switchTo(ctx context.Context, id env.ID, phase env.Phase) (Enviro
 	defer done()
 	if phase == env.PhaseRunning && n.stateOf(s).Env.Held != "" {
 		err = n.unhold(ctx, s)
-	} else if err = n.setPhase(s, phase, "", env.PhaseRunning, env.PhasePaused); err == nil {
+	} else if err = n.setPhase(s, phase, "", env.PhaseRunning, env.PhasePaused, env.PhaseStalled); err == nil {
 		err = n.settle(ctx, s)
 	}
 	if err != nil {
@@ -93,7 +93,7 @@ func (n *Node) quarantine(ctx context.Context, s *slot, why string) error {
 			if !slices.Contains(living, e.Phase) {
 				return refusal(e)
 			}
-			e.Phase, e.Message, e.Before, e.Held, e.HeldAt, e.Stalled = env.PhaseQuarantined, why, "", "", "", false
+			e.Phase, e.Message, e.Before, e.Held, e.HeldAt = env.PhaseQuarantined, why, "", "", ""
 			return nil
 		})
 		if err != nil {
@@ -338,23 +338,22 @@ func (n *Node) hold(ctx context.Context, id env.ID) (s *slot, done func(), err e
 }
 
 // setPhase journals a phase if the environment is in it already or in one of
-// from; otherwise it is env.ErrState. A repetition writes nothing. Whoever asks
-// for a phase takes over from what stalled the environment.
+// from; otherwise it is env.ErrState. A repetition writes nothing.
 func (n *Node) setPhase(s *slot, phase env.Phase, message string, from ...env.Phase) error {
-	if e := n.stateOf(s).Env; e.Phase == phase && !e.Stalled {
+	if n.stateOf(s).Env.Phase == phase {
 		return nil
 	}
 	return n.changeIf(s, func(st *slotState) error {
 		if !slices.Contains(from, st.Env.Phase) {
 			return refusal(st.Env)
 		}
-		st.Env.Phase, st.Env.Message, st.Env.Stalled = phase, message, false
+		st.Env.Phase, st.Env.Message = phase, message
 		return nil
 	})
 }
 
 // living are the phases of environments that have processes.
-var living = []env.Phase{env.PhaseRunning, env.PhasePaused, env.PhaseQuarantined, env.PhaseFenced}
+var living = []env.Phase{env.PhaseRunning, env.PhasePaused, env.PhaseStalled, env.PhaseQuarantined, env.PhaseFenced}
 
 // InitEnded marks an environment as failed whose init has ended, and locks its
 // island. Its files stay until it is released. Slots without an environment

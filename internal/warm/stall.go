@@ -8,7 +8,7 @@ import (
 	"hearth/internal/env"
 )
 
-const stalledMessage = "stalled: the node's disk is short; it goes on when there is room"
+const stalledMessage = "the node's disk is short; it goes on when there is room"
 
 // Stall freezes a slot that writes while the node's disk is short, until
 // Relieve. It waits for no other operation. Its owner may resume it before, to
@@ -48,7 +48,7 @@ func (n *Node) stall(ctx context.Context, s *slot, why string) error {
 		if e.Phase != env.PhaseRunning {
 			return refusal(e)
 		}
-		e.Phase, e.Stalled, e.Message = env.PhasePaused, true, "stalled: "+why
+		e.Phase, e.Message = env.PhaseStalled, why
 		return nil
 	})
 	if err != nil {
@@ -67,16 +67,10 @@ func (n *Node) Relieve(ctx context.Context) error {
 	}
 	defer end()
 	var errs []error
-	for _, s := range n.environments(func(s *slot) bool { return s.state.Env.relievable() }) {
-		err := n.changeIf(s, func(st *slotState) error {
-			if !st.Env.relievable() {
-				return env.ErrState // changed meanwhile
-			}
-			st.Env.Phase, st.Env.Stalled, st.Env.Message = env.PhaseRunning, false, ""
-			return nil
-		})
+	for _, s := range n.environments(func(s *slot) bool { return s.state.Env.Phase == env.PhaseStalled }) {
+		err := n.setPhase(s, env.PhaseRunning, "", env.PhaseStalled)
 		if errors.Is(err, env.ErrState) {
-			continue
+			continue // changed meanwhile
 		}
 		if err == nil {
 			err = n.settle(ctx, s)
@@ -86,9 +80,4 @@ func (n *Node) Relieve(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// relievable reports whether nothing but the disk keeps it.
-func (e *envState) relievable() bool {
-	return e.Stalled && e.Phase == env.PhasePaused && e.Held == ""
 }

@@ -59,8 +59,8 @@ func TestAStalledEnvironmentGoesOnWhenThereIsRoom(t *testing.T) {
 	if err := n.Stall(t.Context(), slot, "the disk is short"); err != nil {
 		t.Fatal(err)
 	}
-	wantPhase(t, b, n, id, "paused frozen open")
-	if e, _ := n.Get(id); !strings.HasPrefix(e.Message, "stalled: the disk is short") {
+	wantPhase(t, b, n, id, "stalled frozen open")
+	if e, _ := n.Get(id); e.Message != "the disk is short" {
 		t.Errorf("message = %q", e.Message)
 	}
 	if err := n.Stall(t.Context(), slot, "again"); !errors.Is(err, env.ErrState) {
@@ -72,7 +72,7 @@ func TestAStalledEnvironmentGoesOnWhenThereIsRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 	n = b.open(demoClass(0))
-	wantPhase(t, b, n, id, "paused frozen open")
+	wantPhase(t, b, n, id, "stalled frozen open")
 	if err := n.Relieve(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +118,7 @@ func TestReliefLeavesWhatSomebodyElseStopped(t *testing.T) {
 	if _, err := n.Resume(t.Context(), held.ID); err != nil {
 		t.Fatal(err)
 	}
-	wantPhase(t, b, n, held.ID, "paused frozen open")
+	wantPhase(t, b, n, held.ID, "stalled frozen open")
 	if err := n.Relieve(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +142,7 @@ func TestAStalledEnvironmentIsFencedAndComesBackStalled(t *testing.T) {
 	if err := n.Unfence(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
-	wantPhase(t, b, n, id, "paused frozen open")
+	wantPhase(t, b, n, id, "stalled frozen open")
 	if e, _ := n.Get(id); e.Message != stalledMessage {
 		t.Errorf("message = %q", e.Message)
 	}
@@ -259,5 +259,5 @@ func TestAStallHoldsAlsoWhereTheJournalCannotBeWritten(t *testing.T) {
 	if err := n.Stall(t.Context(), e.Slot, "short"); err != nil {
 		t.Fatal(err)
 	}
-	wantPhase(t, b, n, e.ID, "paused frozen open")
+	wantPhase(t, b, n, e.ID, "stalled frozen open")
 }

@@ -61,5 +61,5 @@ func judgeEnvironment(phase env.Phase, f finding) (fate, string) {
 // journal is written before the cgroup, so a restart completes what the last
 // agent intended: a pause goes on, a snapshot's freeze ends.
 func wantsFrozen(p env.Phase) bool {
-	return p == env.PhasePaused || p == env.PhaseQuarantined || p == env.PhaseFenced
+	return p == env.PhasePaused || p == env.PhaseStalled || p == env.PhaseQuarantined || p == env.PhaseFenced
 }

@@ -39,6 +39,9 @@ const (
 	Phase_PHASE_FAILED      Phase = 6
 	// frozen and locked by its node, which lost its controller.
 	Phase_PHASE_FENCED Phase = 7
+	// frozen because it wrote while its node's disk was short; it goes on when
+	// there is room.
+	Phase_PHASE_STALLED Phase = 8
 )
 
 // Enum value maps for Phase.
@@ -52,6 +55,7 @@ var (
 		5: "PHASE_RELEASED",
 		6: "PHASE_FAILED",
 		7: "PHASE_FENCED",
+		8: "PHASE_STALLED",
 	}
 	Phase_value = map[string]int32{
 		"PHASE_UNSPECIFIED": 0,
@@ -62,6 +66,7 @@ var (
 		"PHASE_RELEASED":    5,
 		"PHASE_FAILED":      6,
 		"PHASE_FENCED":      7,
+		"PHASE_STALLED":     8,
 	}
 )
 
@@ -152,7 +157,7 @@ type Environment struct {
 	Tenant     string                 `protobuf:"bytes,3,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	Generation uint64                 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
 	Phase      Phase                  `protobuf:"varint,5,opt,name=phase,proto3,enum=hearth.v1.Phase" json:"phase,omitempty"`
-	// message says why, for failed and quarantined.
+	// message says why, for failed, quarantined, fenced and stalled.
 	Message string `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
 	Node    string `protobuf:"bytes,7,opt,name=node,proto3" json:"node,omitempty"`
 	// warm is true if a ready slot was claimed.
@@ -1204,7 +1209,7 @@ const file_hearth_v1_types_proto_rawDesc = "" +
 	"\vErrorDetail\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\afeature\x18\x02 \x01(\tR\afeature\x12\x14\n" +
-	"\x05needs\x18\x03 \x01(\tR\x05needs*\xa6\x01\n" +
+	"\x05needs\x18\x03 \x01(\tR\x05needs*\xb9\x01\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0ePHASE_CLAIMING\x10\x01\x12\x11\n" +
@@ -1213,7 +1218,8 @@ const file_hearth_v1_types_proto_rawDesc = "" +
 	"\x11PHASE_QUARANTINED\x10\x04\x12\x12\n" +
 	"\x0ePHASE_RELEASED\x10\x05\x12\x10\n" +
 	"\fPHASE_FAILED\x10\x06\x12\x10\n" +
-	"\fPHASE_FENCED\x10\aB\x1fZ\x1dhearth/api/hearth/v1;hearthv1b\x06proto3"
+	"\fPHASE_FENCED\x10\a\x12\x11\n" +
+	"\rPHASE_STALLED\x10\bB\x1fZ\x1dhearth/api/hearth/v1;hearthv1b\x06proto3"
 
 var (
 	file_hearth_v1_types_proto_rawDescOnce sync.Once

@@ -132,6 +132,7 @@ var phases = map[env.Phase]hearthv1.Phase{
 	env.PhaseClaiming:    hearthv1.Phase_PHASE_CLAIMING,
 	env.PhaseRunning:     hearthv1.Phase_PHASE_RUNNING,
 	env.PhasePaused:      hearthv1.Phase_PHASE_PAUSED,
+	env.PhaseStalled:     hearthv1.Phase_PHASE_STALLED,
 	env.PhaseQuarantined: hearthv1.Phase_PHASE_QUARANTINED,
 	env.PhaseReleased:    hearthv1.Phase_PHASE_RELEASED,
 	env.PhaseFailed:      hearthv1.Phase_PHASE_FAILED,
