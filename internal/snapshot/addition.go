@@ -17,14 +17,32 @@ type addition struct {
 func (s *Store) openAddition(name Lineage, o owner) (*addition, error) {
 	lin, err := s.begin(name, o)
 	if err != nil {
+		s.dropRemainder(name)
 		return nil, err
 	}
 	a := &addition{s: s, lin: lin}
 	if err := a.open(); err != nil {
 		a.close()
+		s.dropRemainder(name)
 		return nil, err
 	}
 	return a, nil
+}
+
+// dropRemainder removes a lineage that has no snapshot, as far as it can; the
+// next operation on the lineage, or a sweep, removes the rest. It is false for
+// one that has, or of which that cannot be told.
+func (s *Store) dropRemainder(name Lineage) bool {
+	st, err := s.standing(name)
+	if err != nil || st == live {
+		return false
+	}
+	if st == remainder {
+		if err := s.lin.RemoveTree("discard", string(name)); err != nil {
+			s.log.Warn("remove empty lineage", "lineage", name, "error", err)
+		}
+	}
+	return true
 }
 
 func (a *addition) open() (err error) {
@@ -68,13 +86,7 @@ func (a *addition) close() {
 // can; the next operation on the lineage, or a sweep, removes the rest.
 func (a *addition) discard() {
 	a.packs.abort()
-	switch st, err := a.s.standing(a.lin.name); {
-	case err != nil:
-		return
-	case st == remainder:
-		if err := a.s.lin.RemoveTree("discard", string(a.lin.name)); err != nil {
-			a.s.log.Warn("remove empty lineage", "lineage", a.lin.name, "error", err)
-		}
+	if a.s.dropRemainder(a.lin.name) {
 		return
 	}
 	// Its reference may be there, if it failed only in being made durable.

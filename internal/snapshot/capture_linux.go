@@ -125,6 +125,9 @@ func (c *capture) open() (err error) {
 	if c.addition, err = c.s.openAddition(c.src.Lineage, newOwner(c.src.Tenant)); err != nil {
 		return err
 	}
+	if c.head != nil && c.head.Info.Seq == maxSeq {
+		return fmt.Errorf("%w: %s is the last number of its lineage; fork it", env.ErrExhausted, c.head.Info.ID)
+	}
 	c.stage = newStage(c.lin.dir.Path(), c.s.limits.StageMemory)
 	for range c.s.limits.Workers {
 		c.workers = append(c.workers, newWorker(c))

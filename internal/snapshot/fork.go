@@ -52,8 +52,11 @@ func (s *Store) fork(ctx context.Context, from Lineage, seq uint64, child Lineag
 	if parent.owner.Tenant != tenant {
 		return Info{}, fmt.Errorf("%w: lineage %s belongs to another tenant", env.ErrDenied, from)
 	}
-	if st, err := s.standing(child); err != nil || st == live {
-		return Info{}, errors.Join(err, fmt.Errorf("%w: lineage %s", env.ErrExists, child))
+	switch st, err := s.standing(child); {
+	case err != nil:
+		return Info{}, err
+	case st == live:
+		return Info{}, fmt.Errorf("%w: lineage %s", env.ErrExists, child)
 	}
 	head := *ref
 	head.NextPack = 1

@@ -139,6 +139,9 @@ func (m idMap) xattrOut(x xattr) (string, error) {
 	switch x.name {
 	case xattrCaps:
 		v, err = m.shiftCaps([]byte(x.value), m.out)
+		if err == nil && m.Size > 0 && len(v) == capLen2 { // of a capture without a range, or forged
+			v, err = m.shiftCaps(capsOfOwnRoot(v), m.out)
+		}
 	case xattrACLAccess, xattrACLDefault:
 		v, err = shiftACL([]byte(x.value), m.out)
 	default:

@@ -54,7 +54,7 @@ func (im *importer) run(name Lineage, tenant string) (Info, error) {
 		return Info{}, err
 	}
 	if head.ID != im.id || head.Tenant != tenant {
-		return Info{}, fmt.Errorf("%w: the stream is of %s, or of another tenant", env.ErrDenied, head.ID)
+		return Info{}, fmt.Errorf("%w: the stream is of %.128q, or of another tenant", env.ErrDenied, head.ID)
 	}
 	own := owner{Tenant: tenant, Secret: bytes.Clone(head.Secret)}
 	keys, err := deriveKeys(own.Secret)
@@ -98,6 +98,9 @@ func (im *importer) readRef(k *keys) (*refRecord, error) {
 	if err != nil {
 		return nil, err
 	}
+	if bytes.Count(b, []byte(",")) > maxRefParts {
+		return nil, fmt.Errorf("%w: reference of more than %d parts", env.ErrCorrupt, maxRefParts)
+	}
 	ref, err := decodeRef(k, b)
 	if err != nil {
 		return nil, err
@@ -106,7 +109,8 @@ func (im *importer) readRef(k *keys) (*refRecord, error) {
 	if i.ID != im.id || MakeID(i.Lineage, i.Seq) != im.id {
 		return nil, fmt.Errorf("%w: stream has the reference of %.128q", env.ErrCorrupt, i.ID)
 	}
-	if len(i.Base) > maxBase || i.Parent != "" && !validID(i.Parent) || len(i.Roots) == 0 || len(i.Roots) > maxRoots {
+	least := min(int64(i.FreezeTime), int64(i.Took), i.Read, i.Redone, i.Racy, i.Sockets, i.Mounts, i.Foreign, i.XAttrs)
+	if least < 0 || len(i.Base) > maxBase || i.Parent != "" && !validID(i.Parent) || len(i.Roots) == 0 || len(i.Roots) > maxRoots {
 		return nil, fmt.Errorf("%w: reference says what no capture says", env.ErrCorrupt)
 	}
 	for n, root := range i.Roots {
@@ -120,6 +124,9 @@ func (im *importer) readRef(k *keys) (*refRecord, error) {
 const (
 	maxBase  = 1024 // bytes of an image's name
 	maxRoots = 64
+	// maxRefParts bounds the commas of a reference. An honest one has fewer, even
+	// if its labels are nothing else. JSON makes 50 bytes and more of each.
+	maxRefParts = 16384
 )
 
 func validID(id ID) bool {
@@ -159,7 +166,7 @@ func (im *importer) here(name Lineage, own owner, ref *refRecord) (*refRecord, e
 		return nil, err
 	}
 	defer x.close()
-	_, err = im.prove(x, mine)
+	_, _, err = im.prove(x, mine)
 	return mine, err
 }
 
@@ -177,7 +184,7 @@ func (im *importer) add(a *addition, ref *refRecord) (Info, error) {
 		return Info{}, err
 	}
 	defer x.close()
-	named, err := im.prove(x, ref)
+	named, counts, err := im.prove(x, ref)
 	if err != nil {
 		return Info{}, err
 	}
@@ -193,9 +200,9 @@ func (im *importer) add(a *addition, ref *refRecord) (Info, error) {
 		}
 	}
 	ref.NextPack = next
-	info, err := im.s.publish(a.lin, ref)
-	info.Tenant, info.NewBytes = a.lin.owner.Tenant, total
-	return info, err
+	ref.Info.Tenant, ref.Info.NewBytes = a.lin.owner.Tenant, total
+	ref.Info.Files, ref.Info.Bytes = counts.entries, counts.lengths
+	return im.s.publish(a.lin, ref)
 }
 
 // receive takes the records that the lineage does not have, each proved.
@@ -247,8 +254,8 @@ func (im *importer) record(a *addition, r *reader, b []byte) error {
 
 // prove walks the tree that the reference names: every record must be there and
 // be what it is named as, and the tree must be one that a capture under these
-// limits makes. It returns all that the snapshot names.
-func (im *importer) prove(x *index, ref *refRecord) (named map[chunkID]struct{}, err error) {
+// limits makes. It returns all that the snapshot names, and what it counted.
+func (im *importer) prove(x *index, ref *refRecord) (named map[chunkID]struct{}, counts *importLimits, err error) {
 	t := newTracer(im.ctx, x.newReader(im.s.comp), func(kind recordKind, id chunkID, length uint64) error {
 		pl, ok := x.places[id]
 		switch {
@@ -261,16 +268,18 @@ func (im *importer) prove(x *index, ref *refRecord) (named map[chunkID]struct{},
 		}
 		return nil
 	})
-	limits := &importLimits{Limits: &im.s.limits}
-	t.accept, t.acceptPiece = limits.accept, limits.acceptPiece
+	counts = &importLimits{Limits: &im.s.limits}
+	t.accept, t.acceptPiece = counts.accept, counts.acceptPiece
 	err = t.snapshot(ref)
-	return t.seen, err
+	return t.seen, counts, err
 }
 
 // importLimits counts what a foreign tree makes a restore do.
 type importLimits struct {
 	*Limits
-	entries, pieces, bytes int64
+	entries, pieces int64
+	bytes           int64 // of data and attributes
+	lengths         int64 // of the files, holes included
 }
 
 func (c *importLimits) accept(depth int, e *entry) error {
@@ -283,10 +292,21 @@ func (c *importLimits) accept(depth int, e *entry) error {
 	case e.size > uint64(c.FileBytes):
 		return fmt.Errorf("%w: %d bytes long, the limit is %d", env.ErrExhausted, e.size, c.FileBytes)
 	}
+	c.lengths += int64(e.size)
+	own := 0
 	for _, x := range e.xattrs {
+		own += len(x.name) + len(x.value)
 		if keep, err := keepXattr(x.name); err != nil || !keep {
 			return errors.Join(err, fmt.Errorf("%w: attribute %.64q, which no capture keeps", env.ErrCorrupt, x.name))
 		}
+	}
+	return c.add(int64(own))
+}
+
+// add counts bytes that a restore writes.
+func (c *importLimits) add(n int64) error {
+	if c.bytes += n; c.bytes > c.Bytes+c.Entries*leastExtent {
+		return fmt.Errorf("%w: more than %d bytes of data", env.ErrExhausted, c.Bytes)
 	}
 	return nil
 }
@@ -302,10 +322,7 @@ func (c *importLimits) acceptPiece(s segment) error {
 	if s.hole() {
 		return nil
 	}
-	if c.bytes += int64(s.length); c.bytes > c.Bytes+c.Entries*leastExtent {
-		return fmt.Errorf("%w: more than %d bytes of data", env.ErrExhausted, c.Bytes)
-	}
-	return nil
+	return c.add(int64(s.length))
 }
 
 // checkReceived bounds what a stream may bring: the data of a tree, its pages

@@ -81,7 +81,7 @@ func (l location) check(limit uint64) error {
 	switch {
 	case l.kind < kindData || l.kind > kindList, l.codec > codecZstd,
 		l.raw > maxRaw, l.stored > maxRaw, l.codec == codecRaw && l.stored != l.raw,
-		l.codec == codecZstd && l.raw == 0,
+		l.codec == codecZstd && l.stored >= l.raw, // raw is what limits count
 		l.offset < packHeaderLen, l.offset > maxPack, l.end() > limit:
 		return fmt.Errorf("%w: entry of record %s is out of bounds", env.ErrCorrupt, l.id)
 	}

@@ -116,6 +116,9 @@ func (w *packWriter) put(l location, payload []byte) error {
 }
 
 func (w *packWriter) add(l location, payload []byte) error {
+	if l.raw > maxRaw { // a page: its directory's names can be chosen so that each has a page
+		return fmt.Errorf("%w: record of %d bytes, the bound is %d: too many names in one directory", env.ErrExhausted, l.raw, maxRaw)
+	}
 	if w.file == nil {
 		file, err := w.lin.packs.Create("pack", packName(w.next, packExt), 0o600)
 		if err != nil {

@@ -33,7 +33,7 @@ func refName(seq uint64) string { return fmt.Sprintf("%016d", seq) }
 
 func parseRefName(name string) (uint64, bool) {
 	seq, err := strconv.ParseUint(name, 10, 63)
-	return seq, err == nil && seq > 0 && refName(seq) == name
+	return seq, err == nil && seq > 0 && seq <= maxSeq && refName(seq) == name
 }
 
 func refSum(k *keys, b []byte) []byte {

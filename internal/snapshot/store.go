@@ -42,6 +42,12 @@ func DefaultLimits() Limits {
 	}
 }
 
+// Limits beyond these limit nothing, and sums with them would overflow.
+const (
+	mostEntries = 1 << 40
+	mostBytes   = 1 << 60
+)
+
 func (l Limits) withDefaults() Limits {
 	d := DefaultLimits()
 	set := func(v *int64, def int64) {
@@ -53,6 +59,7 @@ func (l Limits) withDefaults() Limits {
 	set(&l.Bytes, d.Bytes)
 	set(&l.FileBytes, d.FileBytes)
 	set(&l.StageMemory, d.StageMemory)
+	l.Entries, l.Bytes = min(l.Entries, mostEntries), min(l.Bytes, mostBytes)
 	if l.Depth <= 0 {
 		l.Depth = d.Depth
 	}

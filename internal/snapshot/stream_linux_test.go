@@ -451,7 +451,7 @@ func FuzzImport(f *testing.F) {
 	f.Add(good, []byte(nil))
 	f.Add(good[:len(good)/2], page(&entry{name: "a", kind: kindSymlink, target: "b"}))
 	f.Add([]byte(streamMagic), page(sampleEntries()...))
-	b := newStore(f)
+	b := storeInMemory(f)
 	f.Fuzz(func(t *testing.T, stream, page []byte) {
 		try := func(id ID, stream []byte) {
 			_, err := b.Import(t.Context(), id, acme, bytes.NewReader(stream))

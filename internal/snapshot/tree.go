@@ -336,6 +336,7 @@ func properName(s string) bool {
 	return s != "" && s != "." && s != ".." && !strings.ContainsAny(s, "/\x00")
 }
 
+// A list has one segment at least and listSegments at most.
 func encodeList(segs []segment) []byte { return appendSegments([]byte{listMagic, treeVersion}, segs) }
 
 func decodeList(b []byte) ([]segment, error) {
@@ -344,8 +345,11 @@ func decodeList(b []byte) ([]segment, error) {
 		return nil, err
 	}
 	segs, _ := d.segments(listSegments)
-	if len(d.b) > 0 {
+	switch {
+	case len(d.b) > 0:
 		d.fail("bytes after a list")
+	case len(segs) == 0:
+		d.fail("empty list")
 	}
 	return segs, d.err
 }

@@ -23,11 +23,15 @@ func MakeID(l Lineage, seq uint64) ID {
 	return ID(string(l) + "/" + strconv.FormatUint(seq, 10))
 }
 
+// maxSeq has as many digits as a reference's name, so that names sort as
+// numbers do.
+const maxSeq = 1e16 - 1
+
 // ParseID checks an id and takes it apart.
 func ParseID(s string) (Lineage, uint64, error) {
 	l, n, ok := strings.Cut(s, "/")
 	seq, err := strconv.ParseUint(n, 10, 63)
-	if !ok || err != nil || seq == 0 || n[0] == '0' || n[0] == '+' {
+	if !ok || err != nil || seq == 0 || seq > maxSeq || n[0] == '0' || n[0] == '+' {
 		return "", 0, fmt.Errorf("%w: %.128q is not a snapshot id of the form <lineage>/<number>", env.ErrInvalid, s)
 	}
 	return Lineage(l), seq, Lineage(l).check()
