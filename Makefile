@@ -25,7 +25,7 @@ CONTAINERD_STAMP   := $(STAMPS)/containerd-$(CONTAINERD_VERSION)
 RUNC_STAMP         := $(STAMPS)/runc-$(RUNC_VERSION)
 
 # What Debian gives, by the target that needs it.
-DEBIAN_RUN    := busybox-static libseccomp-dev pkg-config gcc libc6-dev nftables iproute2 util-linux procps tzdata
+DEBIAN_RUN    := busybox-static e2fsprogs libseccomp-dev pkg-config gcc libc6-dev nftables iproute2 util-linux procps tzdata
 DEBIAN_VERIFY := clang-14 clang-format-14 llvm-14 libbpf-dev linux-libc-dev libc6-dev diffutils tar
 DEBIAN_VM     := qemu-system-x86 busybox-static e2fsprogs
 
@@ -264,7 +264,7 @@ BENCH_CLAIM ?= $(GO) test -run '^$$' -bench . -timeout 20m ./test/bench
 # Everything that is not a result goes to standard error.
 BENCH_LINES = awk '/^Benchmark/ { print; fflush(); next } { print > "/dev/stderr" }'
 
-.PHONY: bench-claim bench-snapshot bench-island bench-detect bench-exec
+.PHONY: bench-claim bench-snapshot bench-island bench-detect bench-disk bench-exec
 bench-claim: need-root deps build image demo-programs ## benchmark claims beside containerd; prints only benchmark lines
 	@$(BENCH_CLAIM) | $(BENCH_LINES)
 
@@ -276,6 +276,9 @@ bench-island: need-root ## benchmark an island: nanoseconds a packet, unlock, cr
 
 bench-detect: ## benchmark detection: engine, flow reassembly, rules
 	@$(GO) test -run '^$$' -bench . ./internal/detect/... | $(BENCH_LINES)
+
+bench-disk: need-root ## benchmark the disk guard: what a written page and a look at the disks cost
+	@$(GO) test -run '^$$' -bench '^BenchmarkKernel' ./internal/disk | $(BENCH_LINES)
 
 bench-exec: need-root ## benchmark a process in an environment, from the host to its end
 	@$(GO) test -run '^$$' -bench '^BenchmarkExec$$' ./internal/guest | $(BENCH_LINES)

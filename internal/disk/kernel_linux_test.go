@@ -76,6 +76,8 @@ func play(role, dir string) error {
 			m[i] = 1
 		}
 		return unix.Munmap(m)
+	case "rewrite":
+		return playRewrite(dir)
 	case "files":
 		for i := range 200 {
 			if err := os.WriteFile(fmt.Sprintf("%s-%d", name, i), nil, 0o600); err != nil {
@@ -93,7 +95,7 @@ type cgroup struct {
 	id  uint64
 }
 
-func newCgroup(t *testing.T, name string) cgroup {
+func newCgroup(t testing.TB, name string) cgroup {
 	t.Helper()
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
@@ -143,7 +145,7 @@ func (c cgroup) command(role, dir string) *exec.Cmd {
 }
 
 // diskDir is a directory on a filesystem that is no memory.
-func diskDir(t *testing.T) string {
+func diskDir(t testing.TB) string {
 	t.Helper()
 	beside, err := os.MkdirTemp(".", ".test-")
 	if err != nil {
