@@ -84,7 +84,7 @@ func (a *app) pauseCommand() *cobra.Command {
 }
 
 func (a *app) resumeCommand() *cobra.Command {
-	return a.switchCommand("resume", "resumed", "Thaw a paused environment", "Resume lets a paused environment run on.",
+	return a.switchCommand("resume", "resumed", "Thaw a paused or stalled environment", "Resume lets a paused environment run on. One that was stalled, because its\nnode's disk is short, runs until it writes: long enough to remove files.",
 		func(ctx context.Context, b backend, key, id string) error {
 			_, err := b.resume(ctx, key, id)
 			return err
