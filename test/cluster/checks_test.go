@@ -135,6 +135,40 @@ func (w world) cgroupsArePrivate() {
 	}
 }
 
+// disksArePrivate writes on one node's disk. Nobody else has less for it, and
+// the kubelets evict by marks of their own making.
+func (w world) disksArePrivate() {
+	available := func(node string) int64 {
+		out, err := w.in(node, "stat", "-f", "-c", "%a", "/var/lib/containerd")
+		w.must(err)
+		n, err := strconv.ParseInt(out, 10, 64)
+		w.must(err)
+		return n * diskBlock
+	}
+	const probe, size = "/var/lib/kubelet/probe", 1 << 30
+	before := map[string]int64{}
+	for _, node := range nodeNames {
+		before[node] = available(node)
+	}
+	_, err := w.in("node2", "fallocate", "-l", strconv.Itoa(size), probe)
+	w.must(err)
+	defer func() {
+		_, err := w.in("node2", "rm", probe)
+		w.must(err)
+	}()
+	for node, took := range map[string]int64{"node1": 0, "node2": size} {
+		if less := before[node] - available(node); less < took-size/8 || less > took+size/8 {
+			w.t.Errorf("%s has %d bytes less after %d were taken on node2", node, less, size)
+		}
+		config := w.kubectl("get", "--raw", "/api/v1/nodes/"+node+"/proxy/configz")
+		for _, mark := range []string{`"nodefs.available":"10%"`, `"imagefs.available":"15%"`, `"nodefs.inodesFree":"5%"`} {
+			if !strings.Contains(config, mark) {
+				w.t.Errorf("the kubelet of %s evicts by other marks than %s: %s", node, mark, config)
+			}
+		}
+	}
+}
+
 func (w world) resizeInPlace() {
 	uid := w.kubectl("get", "pod", "hold", "-o", "jsonpath={.metadata.uid}")
 	node := w.kubectl("get", "pod", "hold", "-o", "jsonpath={.spec.nodeName}")

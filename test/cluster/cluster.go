@@ -44,6 +44,7 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 		do   func(context.Context) error
 	}{
 		{"certificates and configuration", c.prepare},
+		{"disks", func(context.Context) error { return c.makeDisks() }},
 		{"namespaces", func(ctx context.Context) error { return c.hold(ctx, lock) }},
 		{"containerd, etcd and API server", c.startBase},
 		{"nodes ready", c.startNodes},

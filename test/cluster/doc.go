@@ -7,9 +7,10 @@
 // A process that sleeps holds the node's network, mount, UTS and cgroup
 // namespaces. Inside, the node has a sysfs, bpffs, tracefs and /run of its own,
 // the roots of all cgroup hierarchies are its own cgroup, and the directories in
-// which kubelet, containerd, CNI plugins and Hearth keep state are private. So
-// default paths work unmodified on every node, and what runs on two nodes of
-// one kernel shares no path. The PID namespace is the machine's.
+// which kubelet, containerd, CNI plugins and Hearth keep state are private, on a
+// disk of the node's own. So default paths work unmodified on every node, what
+// runs on two nodes of one kernel shares no path, and a node whose disk is full
+// is alone with that. The PID namespace is the machine's.
 //
 //	node1 198.18.1.1 ─┐                          pods 198.51.100.0/25
 //	                  ├─ the internet's host      services 203.0.113.0/24
@@ -41,7 +42,7 @@
 //
 // Every process of a cluster, and all that it starts, is in a cgroup below
 // /hearth-cluster. Stop kills that cgroup, so nothing outlives it, recorded or
-// not; mounts, links, pins and rules vanish with the namespaces. Single
+// not; mounts, disks, links, pins and rules vanish with the namespaces. Single
 // components are signalled by a recorded pid whose start time still fits.
 // Sysctls that kubelet sets are put back, and directories that exist only to
 // mount over are removed.

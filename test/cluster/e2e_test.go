@@ -129,6 +129,7 @@ func TestClusterIsRealAndLeavesNothing(t *testing.T) {
 		{"the API server reaches webhooks by service", world.webhooksAreReached},
 		{"nodes share no path", world.nodesShareNoPath},
 		{"each node has a cgroup root of its own", world.cgroupsArePrivate},
+		{"each node has a disk of its own", world.disksArePrivate},
 		{"resources are resized in place", world.resizeInPlace},
 		{"the internet answers and ends", world.internetAnswersAndEnds},
 		{"service account tokens can be verified", world.tokensVerify},
@@ -273,6 +274,66 @@ func TestClusterOfAKilledStarterIsRemoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := footprint(t, o)
+	startKilled(t, o)
+	if cmp.Equal(before, footprint(t, o)) {
+		t.Error("the starter was killed before it started anything")
+	}
+	c, err := Open(o.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(before, footprint(t, o)); diff != "" {
+		t.Errorf("left behind (-before +after):\n%s", diff)
+	}
+}
+
+// Somebody has moved a cluster's directory and removed the nodes' disks. What
+// the machine has of it is found all the same.
+func TestClusterThatLostItsDirectoryIsRemoved(t *testing.T) {
+	o, err := Defaults("../..", os.Getenv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := footprint(t, o)
+	startKilled(t, o)
+	lost := o.Dir + "-lost"
+	if err := os.Rename(o.Dir, lost); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range nodeNames {
+		if err := os.Remove(filepath.Join(lost, n, diskFile)); err != nil {
+			t.Error(err)
+		}
+	}
+	used, err := disksInUse()
+	if err != nil || len(used) != len(nodeNames) {
+		t.Errorf("disks in use: %v, %v", used, err)
+	}
+	if err := (&Cluster{o}).ForceStop(); err != nil {
+		t.Fatal(err)
+	}
+	if used, err := disksInUse(); err != nil || len(used) > 0 {
+		t.Errorf("disks in use after the end: %v, %v", used, err)
+	}
+	// Only the directory says what else the machine was.
+	if err := os.Rename(lost, o.Dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := (&Cluster{o}).Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(before, footprint(t, o)); diff != "" {
+		t.Errorf("left behind (-before +after):\n%s", diff)
+	}
+}
+
+// startKilled starts a cluster and kills the starter when the nodes have their
+// namespaces and disks.
+func startKilled(t *testing.T, o Options) {
+	t.Helper()
 	up := exec.Command(o.program("cluster"), "up")
 	up.Env = append(os.Environ(), "HEARTH_CLUSTER_DIR="+o.Dir, "HEARTH_CLUSTER_BIN="+o.BinDir, "HEARTH_RUNTIME_DIR="+o.RuntimeDir)
 	progress, err := up.StderrPipe()
@@ -292,17 +353,4 @@ func TestClusterOfAKilledStarterIsRemoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = up.Wait() // it was killed
-	if cmp.Equal(before, footprint(t, o)) {
-		t.Error("the starter was killed before it started anything")
-	}
-	c, err := Open(o.Dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Stop(); err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(before, footprint(t, o)); diff != "" {
-		t.Errorf("left behind (-before +after):\n%s", diff)
-	}
 }

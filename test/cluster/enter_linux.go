@@ -59,6 +59,9 @@ func HoldNode(dir, name string) error {
 	if err := (machine{}).join("/init"); err != nil {
 		return err
 	}
+	if err := n.mountDisk(); err != nil {
+		return err
+	}
 	if err := n.mountPrivate(); err != nil {
 		return err
 	}

@@ -84,7 +84,8 @@ func (o *Options) kubeconfig(user string) object {
 // and no systemd inside; maxOpenFiles, since raising the hard limit takes a
 // capability that a sandbox may lack; image collection off, since an imported
 // image has no registry to come back from; lease and heartbeat short, so that
-// tests of lost nodes need not wait for minutes.
+// tests of lost nodes need not wait for minutes; so is the time for which a
+// pressure is remembered. The marks at which pods are evicted are kubelet's own.
 func (o *Options) kubelet(n Node) object {
 	return object{
 		"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
@@ -103,11 +104,8 @@ func (o *Options) kubelet(n Node) object {
 		"clusterDomain": domain, "clusterDNS": []string{dnsServiceIP},
 		"volumePluginDir":             "/var/lib/kubelet/volumeplugins",
 		"imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99,
-		"evictionHard": object{
-			"memory.available": "100Mi", "nodefs.available": "1%", "nodefs.inodesFree": "1%",
-			"imagefs.available": "1%", "imagefs.inodesFree": "1%",
-		},
-		"nodeStatusUpdateFrequency": "4s", "nodeLeaseDurationSeconds": 12,
+		"evictionPressureTransitionPeriod": "5s",
+		"nodeStatusUpdateFrequency":        "4s", "nodeLeaseDurationSeconds": 12,
 		"registerNode": true,
 	}
 }

@@ -61,9 +61,9 @@ func (n Node) PodCIDR() string {
 
 func (n Node) path(name string) string { return filepath.Join(n.dir, name) }
 
-// private are directories of which each node has its own, below its part of
-// the cluster's directory: so default paths work on every node, and nothing is
-// written to the machine's. /run is a tmpfs of its own as well.
+// private are directories of which each node has its own, on its own disk: so
+// default paths work on every node, and nothing is written to the machine's.
+// /run is a tmpfs of its own as well.
 var private = []string{
 	"/var/lib/kubelet", "/var/lib/cni", "/var/lib/containerd", "/var/lib/hearth",
 	"/var/log/pods", "/var/log/containers", "/etc/hearth", "/etc/cni",

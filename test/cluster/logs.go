@@ -20,7 +20,11 @@ func (c *Cluster) Logs(dir string) error {
 	}
 	errs := []error{copyTree(filepath.Join(dir, "components"), c.path("log"))}
 	for _, n := range c.nodes() {
-		errs = append(errs, copyTree(filepath.Join(dir, n.Name, "pods"), n.path("root/var/log/pods")))
+		holder, err := c.pid(n.Name)
+		errs = append(errs, err)
+		if err == nil { // the node's disk is mounted in its namespace alone
+			errs = append(errs, copyTree(filepath.Join(dir, n.Name, "pods"), fmt.Sprintf("/proc/%d/root/var/log/pods", holder)))
+		}
 		for name, argv := range map[string][]string{
 			"addresses": {"ip", "addr"}, "routes": {"ip", "route", "show", "table", "all"},
 			"nft": {"nft", "list", "ruleset"}, "mounts": {"cat", "/proc/self/mounts"},

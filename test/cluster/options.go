@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"time"
@@ -27,6 +28,9 @@ type Options struct {
 	// SandboxName. Empty: one is made of BinDir/pause.
 	SandboxImage string `json:"sandboxImage,omitempty"`
 	SandboxName  string `json:"sandboxName"`
+	// NodeDisk is the size of each node's disk in bytes, at least 1 GiB. Of the
+	// machine's it takes what is written there.
+	NodeDisk int64 `json:"nodeDisk"`
 	// NodeMonitorGrace is how long a silent node is believed, at least 10 s.
 	NodeMonitorGrace time.Duration `json:"nodeMonitorGrace"`
 	// Lock, if set, is a file that the cluster keeps locked while it lives;
@@ -55,6 +59,7 @@ func Defaults(root string, getenv func(string) string) (Options, error) {
 		BinDir:           or("HEARTH_CLUSTER_BIN", ".bin/cluster"),
 		RuntimeDir:       or("HEARTH_RUNTIME_DIR", ".bin"),
 		SandboxName:      "hearth.local/pause:1",
+		NodeDisk:         defaultNodeDisk,
 		NodeMonitorGrace: 20 * time.Second,
 		Lock:             getenv("HEARTH_CLUSTER_LOCK"),
 	}, nil
@@ -72,6 +77,12 @@ func (o *Options) validate() error {
 	}
 	if o.NodeMonitorGrace < 10*time.Second {
 		faults = append(faults, fmt.Errorf("node monitor grace %v is less than two heartbeats (10s)", o.NodeMonitorGrace))
+	}
+	if o.NodeDisk < leastNodeDisk {
+		faults = append(faults, fmt.Errorf("node disk of %d bytes is less than %d", o.NodeDisk, leastNodeDisk))
+	}
+	if _, err := exec.LookPath("mke2fs"); err != nil {
+		faults = append(faults, fmt.Errorf("program missing, run `make deps`: %w", err))
 	}
 	for _, p := range []string{o.Dir, o.BinDir, o.RuntimeDir} {
 		if !filepath.IsAbs(p) {

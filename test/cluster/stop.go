@@ -31,6 +31,9 @@ func (c *Cluster) ForceStop() error {
 	if err := (machine{}).killCgroups(); err != nil {
 		return fmt.Errorf("stop cluster: %w", err)
 	}
+	if err := waitDisksFree(10 * time.Second); err != nil {
+		return fmt.Errorf("stop cluster: %w", err)
+	}
 	if err := c.restore(); err != nil {
 		return fmt.Errorf("stop cluster: %w", err)
 	}

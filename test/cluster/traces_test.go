@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// traces looks at the machine itself: processes, mounts, links, cgroups,
-// sysctls and directories that a cluster could have made.
+// traces looks at the machine itself: processes, mounts, loop devices, links,
+// cgroups, sysctls and directories that a cluster could have made.
 func traces(t *testing.T, o Options) (list []string) {
 	t.Helper()
 	list = append(list, processTraces(t, o)...)
@@ -23,6 +23,13 @@ func traces(t *testing.T, o Options) (list []string) {
 	}
 	for line := range strings.Lines(string(mounts)) {
 		list = append(list, "mount "+strings.TrimSpace(line))
+	}
+	loops, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range loops {
+		list = append(list, "loop device "+l)
 	}
 	links, err := net.Interfaces()
 	if err != nil {

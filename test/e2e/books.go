@@ -53,7 +53,7 @@ func (w *world) books(ctx context.Context) (f facts, err error) {
 		return f, err
 	}
 	f.add("tree_bytes", budgetBytes)
-	here, err := w.claimOn(node, 1)
+	here, err := w.claimOn(node, class, 1)
 	if err != nil {
 		return f, err
 	}

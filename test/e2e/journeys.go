@@ -30,6 +30,7 @@ var journeys = []journey{
 	{"classes", (*world).classes},
 	{"refused", (*world).refused},
 	{"books", (*world).books},
+	{"disk", (*world).disk},
 	{"rollout", (*world).rollout},
 	{"controller-kill", (*world).controllerKill},
 	{"api-down", (*world).apiDown},

@@ -31,8 +31,9 @@ func (w *world) onNode(ctx context.Context, node string) (ids []string, err erro
 	return ids, nil
 }
 
-// claimOn claims until an environment is on the node, and releases the others.
-func (w *world) claimOn(node string, n int) (here []stage.Claimed, err error) {
+// claimOn claims of a class until n environments are on the node, and releases
+// the others.
+func (w *world) claimOn(node, class string, n int) (here []stage.Claimed, err error) {
 	var others []stage.Claimed
 	defer func() { err = errors.Join(err, w.releaseAll(w.ctl(), others...)) }()
 	for tries := 0; len(here) < n; tries++ {
@@ -71,7 +72,7 @@ func (w *world) drain(ctx context.Context) (f facts, err error) {
 	if err != nil {
 		return f, err
 	}
-	here, err := w.claimOn(node, 2)
+	here, err := w.claimOn(node, class, 2)
 	if err != nil {
 		return f, err
 	}
@@ -159,7 +160,7 @@ func (w *world) partition(ctx context.Context) (f facts, err error) {
 	if err != nil {
 		return f, err
 	}
-	here, err := w.claimOn(node, 2)
+	here, err := w.claimOn(node, class, 2)
 	if err != nil {
 		return f, err
 	}
