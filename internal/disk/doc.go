@@ -2,11 +2,12 @@
 // that the kubelet never has a reason to evict pods for what they write.
 //
 // Every tenth of a second the guard looks at the filesystems that environments
-// write to. Where less is available than is to be kept free, it stalls those
-// that write, the fastest first, until the others together would take a minute
-// to use up what is left of the margin; with the margin gone, whoever writes is
-// stalled. New claims, restores and snapshots are refused meanwhile. When there
-// is room again the stalled ones go on.
+// write to. Where less is available than is to be kept free, or would be with
+// the next look at the pace of the writers, it stalls those that write, the
+// fastest first, until the others together would take a minute to use up what is
+// left of a margin below the mark; with the margin gone only a trickle is let
+// be, and in the end nothing. New claims, restores and snapshots are refused
+// meanwhile. When there is room again the stalled ones go on.
 //
 // Who writes is counted in the kernel (bpf/writes.c) as space is taken, in the
 // writer's own context, however it writes. The mark must be above the kubelet's

@@ -151,28 +151,37 @@ func (g *Guard) step(ctx context.Context, now time.Time) {
 	levels, err := g.look()
 	if err != nil {
 		g.complain(now, "look at disks", err)
-		g.mu.Lock()
-		levels = g.levels
-		g.mu.Unlock()
+		levels, _ = g.seen()
+	}
+	paces := g.paces(levels, now)
+	for i := range levels {
+		levels[i].soon = uint64(total(paces[levels[i].resource]) * lookEvery.Seconds())
 	}
 	short := g.note(levels)
 	if len(short) == 0 {
-		if now.Sub(g.readAt) >= readEvery {
-			g.reading(now)
-		}
 		if !g.relieved {
 			g.relieve(ctx, now)
 		}
 		return
 	}
 	g.relieved = false
-	before, since := g.before, now.Sub(g.readAt)
-	after := g.reading(now)
 	for _, l := range short {
-		for _, r := range excess(rates(before, after, since, l.resource), l.tolerated()) {
+		for _, r := range excess(paces[l.resource], l.tolerated()) {
 			g.stall(ctx, r, l)
 		}
 	}
+}
+
+// paces ranks the slots by what they take of each resource: with every look while
+// something is near its mark, and seldom otherwise, when nobody needs to know.
+func (g *Guard) paces(levels []level, now time.Time) map[resource][]rate {
+	since := now.Sub(g.readAt)
+	if !slices.ContainsFunc(levels, level.near) && since < readEvery {
+		return nil
+	}
+	before := g.before
+	after := g.reading(now)
+	return map[resource][]rate{bytes: rates(before, after, since, bytes), files: rates(before, after, since, files)}
 }
 
 // look asks every filesystem.

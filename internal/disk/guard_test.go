@@ -250,3 +250,26 @@ func TestADiskThatIsNotThereIsNamedAtTheStart(t *testing.T) {
 		t.Errorf("error = %v", err)
 	}
 }
+
+// A writer that takes more between two looks than the whole margin is stalled
+// before it is over the mark, and its neighbour goes on.
+func TestAWriterFasterThanTheMarginIsStalledInTime(t *testing.T) {
+	m, g := guarded(t)
+	c := newClock(t, g)
+	m.space.FreeBytes = 245e6
+	c.tick()
+	for range 20 {
+		if len(m.stalled) == 0 {
+			m.write(0, 10e6, 0) // twice the margin
+			m.space.FreeBytes -= 10e6
+		}
+		m.write(1, 450, 0)
+		c.tick()
+	}
+	if diff := cmp.Diff([]env.SlotID{"a"}, m.stalled); diff != "" {
+		t.Errorf("stalled (-want +got):\n%s", diff)
+	}
+	if m.space.FreeBytes < 160e6 {
+		t.Errorf("%d bytes are left: the mark was passed", m.space.FreeBytes)
+	}
+}

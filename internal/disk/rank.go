@@ -44,13 +44,18 @@ func rates(before, now map[env.SlotID]Written, apart time.Duration, r resource) 
 	return out
 }
 
-// excess are the fastest, without whom the others keep to what is tolerated.
-// The ranking is by falling pace.
-func excess(ranking []rate, tolerated float64) []rate {
-	var sum float64
+// total is how fast all take it together.
+func total(ranking []rate) (sum float64) {
 	for _, r := range ranking {
 		sum += r.pace
 	}
+	return sum
+}
+
+// excess are the fastest, without whom the others keep to what is tolerated.
+// The ranking is by falling pace.
+func excess(ranking []rate, tolerated float64) []rate {
+	sum := total(ranking)
 	for i, r := range ranking {
 		if sum <= tolerated {
 			return ranking[:i]

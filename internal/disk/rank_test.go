@@ -68,13 +68,30 @@ func TestALevelIsShortBelowItsMarkAndHasRoomAnEighthAboveIt(t *testing.T) {
 	}
 }
 
-func TestWithinTheMarginSlowWritersAreTolerated(t *testing.T) {
-	mark := Mark{Amount: 3200} // a margin of 100
-	for free, want := range map[uint64]float64{3200: 100. / 60, 3160: 1, 3101: 1. / 60, 3100: 0, 50: 0} {
+func TestTheLessIsLeftTheLessIsTolerated(t *testing.T) {
+	mark := Mark{Amount: 3200} // half a sixteenth is 100
+	const trickle = 100. / 3600
+	for free, want := range map[uint64]float64{3300: 200. / 60, 3200: 100. / 60, 3160: 1, 3101: trickle, 3100: trickle, 3050: trickle, 3049: 0, 0: 0} {
 		l := levelsOf("/x", Space{Bytes: 10000, FreeBytes: free}, mark, mark)[0]
 		if got := l.tolerated(); got != want {
 			t.Errorf("%d free: %v tolerated each second, want %v", free, got, want)
 		}
+	}
+}
+
+func TestALevelIsShortIfItWillBeBeforeTheNextLook(t *testing.T) {
+	l := levelsOf("/x", Space{Bytes: 10000, FreeBytes: 1700}, Mark{Percent: 16}, Mark{})[0]
+	for soon, want := range map[uint64]bool{0: false, 100: false, 101: true} {
+		if l.soon = soon; l.short(false) != want {
+			t.Errorf("100 above the mark and %d soon: short %t", soon, !want)
+		}
+	}
+}
+
+func TestAMarkOfNothingIsNeverReached(t *testing.T) {
+	l := levelsOf("/x", Space{Bytes: 10000}, Mark{}, Mark{})[0]
+	if l.soon = 100; l.short(false) || l.short(true) || l.near() {
+		t.Error("a disk that is not guarded is short")
 	}
 }
 

@@ -52,38 +52,47 @@ type level struct {
 	resource    resource
 	whole, free uint64
 	keep        uint64
+	soon        uint64 // what slots will have taken by the next look, as fast as they are
 }
 
 // levelsOf are what there is to judge of a filesystem.
 func levelsOf(path string, s Space, keepBytes, keepFiles Mark) []level {
-	out := []level{{path, bytes, s.Bytes, s.FreeBytes, keepBytes.of(s.Bytes)}}
+	out := []level{{path: path, resource: bytes, whole: s.Bytes, free: s.FreeBytes, keep: keepBytes.of(s.Bytes)}}
 	if s.Files > 0 {
-		out = append(out, level{path, files, s.Files, s.FreeFiles, keepFiles.of(s.Files)})
+		out = append(out, level{path: path, resource: files, whole: s.Files, free: s.FreeFiles, keep: keepFiles.of(s.Files)})
 	}
 	return out
 }
 
-// short reports whether too little is free. Once it was, an eighth of the mark
-// more must be free before it no longer is.
+// short reports whether too little is free, or will be before the next look. Once
+// it was, an eighth of the mark more must be free before it no longer is.
 func (l level) short(was bool) bool {
-	keep := l.keep
-	if was {
-		keep += keep / 8
+	if l.keep == 0 {
+		return false
 	}
-	return l.free < keep
+	if was {
+		return l.near()
+	}
+	return l.free < l.keep+l.soon
 }
 
-// margin is the part of the mark within which slow writers are let be.
-func (l level) margin() uint64 { return l.keep / 32 }
+// near reports whether it may be short soon.
+func (l level) near() bool { return l.free < l.keep+l.keep/8 }
 
-// tolerated is how much may be written each second: what uses up the rest of
-// the margin in a minute.
+// tolerated is how much may be written each second while it is short: within the
+// first half of a sixteenth below the mark, what uses up the rest of that half in
+// a minute, or in an hour if nothing is left of it; nothing in the last quarter.
 func (l level) tolerated() float64 {
-	floor := l.keep - l.margin()
-	if l.free <= floor {
+	half := l.keep / 32
+	slow, none := l.keep-half, l.keep-half-half/2
+	switch trickle := float64(half) / 3600; {
+	case l.free < none:
 		return 0
+	case l.free < slow:
+		return trickle
+	default:
+		return max(float64(l.free-slow)/60, trickle)
 	}
-	return float64(l.free-floor) / 60
 }
 
 // ratio is the available part of the whole.
