@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -45,18 +44,16 @@ func rewrite(name string, rounds int) error {
 	return nil
 }
 
-// BenchmarkKernelWrite is a page written to a file, by a process of no slot
-// without a guard and with one, and by a watched slot.
+// BenchmarkKernelWrite is a page written to a file from one cgroup: without a
+// guard, with one that watches others, and with one that watches it.
 func BenchmarkKernelWrite(b *testing.B) {
 	kerneltest.Require(b, kerneltest.BPF())
 	dir := diskDir(b)
-	run := func(b *testing.B, c *cgroup) {
+	c := newCgroup(b, "bench")
+	run := func(b *testing.B) {
 		b.Helper()
-		cmd := exec.Command("/proc/self/exe", dir)
-		if c != nil {
-			cmd = c.command("rewrite", dir)
-		}
-		cmd.Env = append(os.Environ(), "DISK_TEST_ROLE=rewrite", "DISK_TEST_ROUNDS="+strconv.Itoa(b.N))
+		cmd := c.command("rewrite", dir)
+		cmd.Env = append(cmd.Env, "DISK_TEST_ROUNDS="+strconv.Itoa(b.N))
 		out, err := cmd.Output()
 		if err != nil {
 			b.Fatal(err)
@@ -68,18 +65,17 @@ func BenchmarkKernelWrite(b *testing.B) {
 		b.ReportMetric(ns, "ns/page")
 		b.ReportMetric(0, "ns/op")
 	}
-	b.Run("unguarded", func(b *testing.B) { run(b, nil) })
-	c := newCgroup(b, "bench")
+	b.Run("unguarded", run)
 	g, err := Open(Config{Paths: []string{dir}}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer g.Close()
-	b.Run("others", func(b *testing.B) { run(b, nil) })
+	b.Run("others", run)
 	if err := g.Watch("s", c.id, "demo"); err != nil {
 		b.Fatal(err)
 	}
-	b.Run("counted", func(b *testing.B) { run(b, &c) })
+	b.Run("counted", run)
 }
 
 // BenchmarkKernelLook is one look at the disks with 200 slots, as ten times a
