@@ -24,6 +24,10 @@ const (
 	renewEvery  = time.Second
 	renewAtOnce = 50
 	renewers    = 4
+	// askAtOnce bounds the questions about one account that the API server is asked
+	// at the same time: it shares itself out among its clients, and all of this
+	// controller's requests have one share. The others wait for accessTimeout.
+	askAtOnce = 8
 )
 
 // asker puts one question to the API server.
@@ -41,19 +45,33 @@ type Access struct {
 	metrics *IdentityMetrics
 	flight  singleflight.Group
 
-	mu    sync.Mutex // guards cache
-	cache *accessCache
+	mu     sync.Mutex // guards all below
+	cache  *accessCache
+	asking map[string]*turnstile // by account, of those with questions under way
+}
+
+// turnstile lets askAtOnce through at a time.
+type turnstile struct {
+	slots chan struct{}
+	users int // in it or before it; guarded by Access.mu
 }
 
 // NewAccess makes the authorizer. See Run.
 func NewAccess(log *slog.Logger, api kubernetes.Interface, m *IdentityMetrics) *Access {
-	return &Access{log: log, api: subjectAccess{api}, metrics: m, cache: newAccessCache()}
+	return &Access{log: log, api: subjectAccess{api}, metrics: m, cache: newAccessCache(), asking: map[string]*turnstile{}}
 }
 
 // Authorize refuses with env.ErrDenied what the account may not do to the
 // tenant's environments, and with env.ErrUnavailable what nobody can tell now.
 func (a *Access) Authorize(ctx context.Context, who env.ServiceAccount, verb, tenant string) error {
 	q := question{who, verb, tenant}
+	if !namespaceName.MatchString(tenant) {
+		// It is no question for the API server, nor one to remember: callers choose
+		// the text.
+		a.metrics.access("denied")
+		q.tenant = fmt.Sprintf("%.64q", tenant)
+		return denied(q, "that is no namespace's name")
+	}
 	a.mu.Lock()
 	ruling, reason := a.cache.look(q, time.Now())
 	silent := a.cache.silent(time.Now())
@@ -100,6 +118,11 @@ func (a *Access) ask(ctx context.Context, q question) (ruling, string) {
 	key := q.who.Username() + "\x00" + q.who.UID + "\x00" + q.verb + "\x00" + q.tenant
 	v, _, _ := a.flight.Do(key, func() (any, error) {
 		// Whoever asked first does not decide for the others when to give up.
+		leave, ok := a.enter(q.who.Username())
+		defer leave()
+		if !ok {
+			return result{ask, ""}, nil
+		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), accessTimeout)
 		defer cancel()
 		allowed, reason, err := a.api.Ask(ctx, q)
@@ -117,6 +140,59 @@ func (a *Access) ask(ctx context.Context, q question) (ruling, string) {
 	})
 	r, _ := v.(result)
 	return r.ruling, r.reason
+}
+
+// enter takes a turn to ask about the account. It is not ok if there was none in
+// time, or if the API server became silent while it was waited for. The caller
+// leaves either way.
+func (a *Access) enter(account string) (leave func(), ok bool) {
+	a.mu.Lock()
+	t := a.asking[account]
+	if t == nil {
+		t = &turnstile{slots: make(chan struct{}, askAtOnce)}
+		a.asking[account] = t
+	}
+	t.users++
+	a.mu.Unlock()
+	taken := t.take()
+	leave = func() {
+		if taken != noTurn {
+			<-t.slots
+		}
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if t.users--; t.users == 0 {
+			delete(a.asking, account)
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return leave, taken == turnAtOnce || taken == turnLater && !a.cache.silent(time.Now())
+}
+
+// turn is how one was come by.
+type turn int
+
+const (
+	noTurn turn = iota
+	turnAtOnce
+	turnLater
+)
+
+func (t *turnstile) take() turn {
+	select {
+	case t.slots <- struct{}{}:
+		return turnAtOnce
+	default:
+	}
+	wait := time.NewTimer(accessTimeout)
+	defer wait.Stop()
+	select {
+	case t.slots <- struct{}{}:
+		return turnLater
+	case <-wait.C:
+		return noTurn
+	}
 }
 
 // failed notes that the API server did not answer, and says so when it begins.

@@ -97,7 +97,7 @@ func (c *accessCache) put(q question, allowed bool, reason string, now time.Time
 		c.prune(now)
 	}
 	if len(c.answers) >= maxAccess {
-		c.dropOldest(now)
+		c.dropOldest()
 	}
 	c.answers[q] = &answer{allowed: allowed, reason: reason, at: now, used: now}
 }
@@ -111,18 +111,29 @@ func (c *accessCache) prune(now time.Time) {
 	}
 }
 
-// dropOldest makes room for a tenth: what was not used for the longest time.
-func (c *accessCache) dropOldest(now time.Time) {
-	ages := make([]time.Duration, 0, len(c.answers))
-	for _, a := range c.answers {
-		ages = append(ages, now.Sub(a.used))
+// dropOldest makes room for a tenth: denials before allowances, since anybody can
+// ask for what is denied, and of these what was not used for the longest time.
+func (c *accessCache) dropOldest() {
+	type kept struct {
+		question
+		*answer
 	}
-	slices.Sort(ages)
-	from := ages[len(ages)-len(ages)/10-1]
+	all := make([]kept, 0, len(c.answers))
 	for q, a := range c.answers {
-		if now.Sub(a.used) >= from && len(c.answers) > maxAccess-maxAccess/10 {
-			delete(c.answers, q)
+		all = append(all, kept{q, a})
+	}
+	slices.SortFunc(all, func(a, b kept) int {
+		switch {
+		case a.allowed == b.allowed:
+			return a.used.Compare(b.used)
+		case b.allowed:
+			return -1
+		default:
+			return 1
 		}
+	})
+	for _, k := range all[:len(all)/10] {
+		delete(c.answers, k.question)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -21,6 +22,7 @@ type roles struct {
 	mu      sync.Mutex
 	allowed map[string]bool // "verb tenant"
 	down    bool            // every question hangs
+	broken  error           // what every question gets
 	slow    time.Duration
 	asked   int
 }
@@ -35,7 +37,7 @@ func (r *roles) Ask(ctx context.Context, q question) (bool, string, error) {
 		return false, "", ctx.Err()
 	}
 	time.Sleep(slow)
-	return allowed, "no role", nil
+	return allowed, "no role", r.broken
 }
 
 func (r *roles) set(down bool, allowed ...string) {
@@ -60,7 +62,8 @@ func access(t *testing.T, running bool, play func(*testing.T, *Access, *roles)) 
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		r := &roles{slow: 5 * time.Millisecond}
-		a := &Access{log: slog.New(slog.DiscardHandler), api: r, metrics: NewIdentityMetrics(prometheus.NewRegistry()), cache: newAccessCache()}
+		a := NewAccess(slog.New(slog.DiscardHandler), nil, NewIdentityMetrics(prometheus.NewRegistry()))
+		a.api = r
 		ctx, cancel := context.WithCancel(t.Context())
 		end := make(chan error, 1)
 		if running {
@@ -230,6 +233,84 @@ func TestQuestionsOfDifferentAccountsAreKeptApart(t *testing.T) {
 		}
 		may(t, a, nil, atOnce)
 	})
+}
+
+func TestWhatIsNoNamespaceIsNoQuestion(t *testing.T) {
+	access(t, false, func(t *testing.T, a *Access, r *roles) {
+		t.Helper()
+		for _, tenant := range []string{"", "Blue", "../blue", "blue ", "a.b", strings.Repeat("x", 64), strings.Repeat("x", 3<<20)} {
+			err := a.Authorize(t.Context(), robot, "create", tenant)
+			if !errors.Is(err, env.ErrDenied) || len(err.Error()) > 500 {
+				t.Errorf("%.10q: %.600v", tenant, err)
+			}
+		}
+		if n := r.count(); n != 0 || len(a.cache.answers) != 0 {
+			t.Errorf("the API server was asked %d times, %d answers are kept", n, len(a.cache.answers))
+		}
+	})
+}
+
+func TestOneAccountsQuestionsLeaveRoomForTheOthers(t *testing.T) {
+	access(t, false, func(t *testing.T, a *Access, r *roles) {
+		t.Helper()
+		r.set(false, "create blue")
+		r.slow = 400 * time.Millisecond
+		begun := time.Now()
+		loud := robot
+		loud.Name = "loud"
+		var wg sync.WaitGroup
+		for i := range 1000 {
+			wg.Go(func() {
+				if err := a.Authorize(t.Context(), loud, "create", fmt.Sprint("t", i)); !errors.Is(err, env.ErrDenied) && !errors.Is(err, env.ErrUnavailable) {
+					t.Error(err)
+				}
+			})
+		}
+		time.Sleep(10 * time.Millisecond)
+		if n := r.count(); n != askAtOnce {
+			t.Errorf("%d of its questions are asked at once", n)
+		}
+		may(t, a, nil, 400*time.Millisecond)
+		wg.Wait()
+		if took := time.Since(begun); took > 2*accessTimeout || r.count() != 3*askAtOnce+1 {
+			t.Errorf("%d were asked in %s", r.count(), took)
+		}
+		if len(a.asking) != 0 {
+			t.Errorf("counted after the end: %v", a.asking)
+		}
+	})
+}
+
+func TestWhoWaitsForATurnHearsThatTheAPIServerIsGone(t *testing.T) {
+	access(t, false, func(t *testing.T, a *Access, r *roles) {
+		t.Helper()
+		r.slow, r.broken = 100*time.Millisecond, errors.New("connection refused")
+		var wg sync.WaitGroup
+		for i := range 100 {
+			wg.Go(func() {
+				if err := a.Authorize(t.Context(), robot, "create", fmt.Sprint("t", i)); !errors.Is(err, env.ErrUnavailable) {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if n := r.count(); n != askAtOnce {
+			t.Errorf("asked %d times", n)
+		}
+	})
+}
+
+func TestDenialsDriveOutNoAllowance(t *testing.T) {
+	c, now := newAccessCache(), time.Now()
+	allowed := question{robot, "create", "blue"}
+	c.put(allowed, true, "", now)
+	for i := range 3 * maxAccess {
+		now = now.Add(100 * time.Microsecond)
+		c.put(question{robot, "create", fmt.Sprint("t", i)}, false, "no role", now)
+	}
+	if len(c.answers) > maxAccess || !c.stale(allowed, now) {
+		t.Errorf("%d answers, the allowance is kept: %v", len(c.answers), c.stale(allowed, now))
+	}
 }
 
 func TestTheCacheIsBounded(t *testing.T) {

@@ -37,10 +37,15 @@ type behind struct {
 	queue   workqueue.TypedRateLimitingInterface[env.ID]
 	workers sync.WaitGroup
 	silent  atomic.Bool // the API server did not answer the last time
+	ending  atomic.Bool // what is queued stays
+
+	mu   sync.Mutex        // guards all below
+	late map[env.ID]uint64 // what is to be written, and which adding of it was the last
+	adds uint64
 }
 
 func newBehind(s *Store) *behind {
-	b := &behind{s: s, queue: newQueue[env.ID]()}
+	b := &behind{s: s, queue: newQueue[env.ID](), late: map[env.ID]uint64{}}
 	for range behindWorkers {
 		b.workers.Go(b.work)
 	}
@@ -52,7 +57,30 @@ func newQueue[T comparable]() workqueue.TypedRateLimitingInterface[T] {
 }
 
 // add never blocks.
-func (b *behind) add(id env.ID, after time.Duration) { b.queue.AddAfter(id, after) }
+func (b *behind) add(id env.ID, after time.Duration) {
+	b.mu.Lock()
+	b.adds++
+	b.late[id] = b.adds
+	b.mu.Unlock()
+	b.queue.AddAfter(id, after)
+}
+
+// added is the last adding of id.
+func (b *behind) added(id env.ID) uint64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.late[id]
+}
+
+// written notes that all up to that adding has been, and counts what has not.
+func (b *behind) written(id env.ID, upTo uint64, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err == nil && b.late[id] == upTo {
+		delete(b.late, id)
+	}
+	b.s.metrics.behind.Set(float64(len(b.late)))
+}
 
 func (b *behind) work() {
 	for {
@@ -60,6 +88,11 @@ func (b *behind) work() {
 		if over {
 			return
 		}
+		if b.ending.Load() {
+			b.queue.Done(id)
+			continue
+		}
+		upTo := b.added(id)
 		ctx, cancel := context.WithTimeout(context.Background(), behindTimeout)
 		err := b.s.settle(ctx, id)
 		cancel()
@@ -70,7 +103,7 @@ func (b *behind) work() {
 			b.queue.Forget(id)
 		}
 		b.queue.Done(id)
-		b.s.metrics.behind.Set(float64(b.queue.Len()))
+		b.written(id, upTo, err)
 	}
 }
 
@@ -91,8 +124,9 @@ func (b *behind) note(id env.ID, err error) {
 	}
 }
 
-// stop ends the workers; what is queued and not yet due stays.
+// stop ends the workers after what they are at; what is queued stays.
 func (b *behind) stop() {
+	b.ending.Store(true)
 	b.queue.ShutDown()
 	b.workers.Wait()
 }
@@ -101,8 +135,8 @@ func (b *behind) stop() {
 func (s *Store) Post(c fleet.Change) {
 	switch {
 	case c.Record != nil:
-		e := s.entryOf(c.Record)
 		s.mu.Lock()
+		e := s.entryOf(c.Record)
 		e.want, e.forget, e.refused = c.Record, false, ""
 		s.mu.Unlock()
 		s.behind.add(c.Record.ID(), delayOf(c.Record))
@@ -161,6 +195,9 @@ func (s *Store) settle(ctx context.Context, id env.ID) error {
 	if e == nil || s.lost() {
 		return nil
 	}
+	if err := s.mayWrite(); err != nil {
+		return err
+	}
 	e.io.Lock()
 	defer e.io.Unlock()
 	s.mu.Lock()
@@ -177,8 +214,13 @@ func (s *Store) settle(ctx context.Context, id env.ID) error {
 	if errors.Is(err, env.ErrNotFound) && e.have.presence == gone {
 		err = nil // its end comes by the informer
 	}
-	if err == nil && !forget && e.have.presence == present {
-		err = s.writeStatus(ctx, e, want, refused)
+	if err == nil && forget {
+		s.unmake(e)
+	}
+	// A placement that the API server refuses, because of what somebody else wrote
+	// into the object, keeps no news from it.
+	if (err == nil || errors.Is(err, env.ErrInvalid)) && !forget && e.have.presence == present {
+		err = errors.Join(err, s.writeStatus(ctx, e, want, refused))
 	}
 	if err == nil {
 		s.tidy(id, e, forget)
@@ -264,6 +306,15 @@ func (s *Store) Known(id env.ID, o ref) bool {
 	return e != nil && e.want != nil && !e.forget && (e.uid == "" || e.uid == o.uid)
 }
 
+// Elsewhere tells that there is a record of that id, and that another object than
+// this one holds it: what becomes of this one says nothing of the environment.
+func (s *Store) Elsewhere(id env.ID, o ref) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.entries[id]
+	return e != nil && e.want != nil && e.uid != "" && e.uid != o.uid
+}
+
 // Gone tells that the object was seen to be away, so that nothing more is written
 // about it.
 func (s *Store) Gone(id env.ID, o ref) {
@@ -291,12 +342,18 @@ func (s *Store) seen(id env.ID, o ref, edit func(*object)) {
 // LetGo takes the finalizer from an object that is being deleted and for which
 // there is no record.
 func (s *Store) LetGo(ctx context.Context, o *v1alpha1.Environment) error {
+	if err := s.mayWrite(); err != nil {
+		return err
+	}
 	return s.rid(ctx, o, s.c.letGo(ctx, refOf(o), o.Finalizers))
 }
 
 // Orphan deletes an object that a claim through the API made, and that no record
 // is held by: the claim's caller was told that it failed.
 func (s *Store) Orphan(ctx context.Context, o *v1alpha1.Environment) error {
+	if err := s.mayWrite(); err != nil {
+		return err
+	}
 	if err := s.rid(ctx, o, s.c.delete(ctx, refOf(o))); err != nil {
 		return err
 	}

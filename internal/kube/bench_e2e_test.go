@@ -104,7 +104,7 @@ func BenchmarkOneEnvironment(b *testing.B) {
 	wipe(b, c)
 	var took []time.Duration
 	for b.Loop() {
-		o := testSeal.objectOf(recordAt("n1", 1, func(r *fleet.Record) { r.Environment.Tenant = team }))
+		o := objectOf(recordAt("n1", 1, func(r *fleet.Record) { r.Environment.Tenant = team }))
 		begun := time.Now()
 		if _, err := c.environments(team).Create(b.Context(), o, metav1.CreateOptions{FieldManager: fieldManager}); err != nil {
 			b.Fatal(err)

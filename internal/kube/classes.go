@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -53,7 +54,7 @@ const (
 // NewClasses registers with w, which must not run yet.
 func NewClasses(log *slog.Logger, c *Client, w *Watches, f classTaker, events *Events) *Classes {
 	k := &Classes{log: log, c: c, w: w, fleet: f, events: events, wake: make(chan struct{}, 1), inForce: map[string][]byte{}}
-	onChange(w.classes, func(*v1alpha1.EnvironmentClass, bool) { wakeUp(k.wake) })
+	onChange(w.classes, func(_, _ *v1alpha1.EnvironmentClass, _ bool) { wakeUp(k.wake) })
 	return k
 }
 
@@ -105,8 +106,13 @@ func (k *Classes) round(ctx context.Context) {
 	}
 	counts := k.fleet.PoolCounts()
 	for _, o := range objects {
-		if o.DeletionTimestamp == nil {
-			k.report(ctx, o, verdicts[o.Name], counts[o.Name])
+		if o.DeletionTimestamp != nil {
+			continue
+		}
+		begun := time.Now()
+		k.report(ctx, o, verdicts[o.Name], counts[o.Name])
+		if time.Since(begun) >= callTimeout {
+			return // the others' would wait as long, and the next change for them
 		}
 	}
 }
@@ -122,7 +128,7 @@ func (k *Classes) report(ctx context.Context, o *v1alpha1.EnvironmentClass, v ve
 			k.tell(o, v)
 		}
 	}
-	if err != nil && !k.c.isAway(err) && ctx.Err() == nil {
+	if err != nil && !k.c.isAway(err) && !errors.Is(err, context.Canceled) {
 		k.log.Warn("class status not written", "class", o.Name, "error", err)
 	}
 }

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
@@ -29,6 +30,9 @@ type Config struct {
 
 // Client reaches one API server. Making it connects to nothing.
 type Client struct {
+	// leadership is that of the last Lead, nil before: see mayWrite.
+	leadership atomic.Pointer[Leadership]
+
 	rest    *rest.Config
 	core    kubernetes.Interface
 	hearth  *rest.RESTClient
@@ -47,6 +51,10 @@ func openWith(cfg Config, edit func(*rest.Config)) (*Client, error) {
 	}
 	edit(rc)
 	rc.UserAgent = cfg.UserAgent
+	return newClient(rc)
+}
+
+func newClient(rc *rest.Config) (*Client, error) {
 	// The server shares itself out by priority and fairness; a limit here would
 	// only delay claims.
 	rc.QPS, rc.Burst = -1, 0

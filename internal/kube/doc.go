@@ -22,6 +22,11 @@
 //     with the epoch, whose two writers must see each other.
 //   - Everything here goes on while the API server does not answer, and catches
 //     up when it does. Only a Save fails then, with env.ErrUnavailable.
+//   - A leader whose lease may have ended writes no Environment and raises no epoch
+//     until it has renewed it: another one may have decided otherwise. See
+//     Leadership.Sure.
+//   - What a tenant writes into objects of its namespace by hand harms nobody else's,
+//     and keeps no environment from its end.
 //   - An informer's view is late by nature. Nothing is ended because it is not in
 //     one; a deletion counts when it was seen, or read anew.
 //

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/client-go/util/workqueue"
 
 	hearthv1 "hearth/api/hearth/v1"
@@ -33,6 +35,8 @@ type Environments struct {
 	fleet  claimer
 	claims workqueue.TypedRateLimitingInterface[item]
 	ends   workqueue.TypedRateLimitingInterface[item]
+
+	turns turns
 }
 
 // item names an object and its environment, also when the object is gone.
@@ -43,13 +47,17 @@ type item struct {
 
 const (
 	// claimWorkers bounds the claims for objects that are under way: a cold one
-	// takes long, and nodes prepare few at a time anyway.
-	claimWorkers = 32
-	// endWorkers is more: a release that takes a snapshot may take minutes.
+	// takes long, and nodes prepare few at a time anyway. Of one tenant there are
+	// tenantClaims at most, so that those which take long keep nobody else's away.
+	claimWorkers = 128
+	tenantClaims = 16
+	// A node is waited for endTime: the end is decided by then, and the fleet goes
+	// on asking.
 	endWorkers = 64
-	// invalidAgain is when a claim is tried again that there can be none for: its
-	// class may have changed.
-	invalidAgain = time.Minute
+	endTime    = 10 * time.Second
+	// lookAgain is when an object is looked at again of which the last look said
+	// that nothing can be done: its class may have changed, or the fleet's mind.
+	lookAgain = time.Minute
 	// orphanAfter is how long an object that the API made may be without a record:
 	// its creation may be under way, and be answered late.
 	orphanAfter = time.Minute
@@ -57,12 +65,15 @@ const (
 
 // NewEnvironments registers with w, which must not run yet.
 func NewEnvironments(log *slog.Logger, w *Watches, s *Store, f claimer) *Environments {
-	e := &Environments{log: log, w: w, store: s, fleet: f, claims: newQueue[item](), ends: newQueue[item]()}
+	e := &Environments{log: log, w: w, store: s, fleet: f, claims: newQueue[item](), ends: newQueue[item](), turns: newTurns(tenantClaims)}
 	onChange(w.environments, e.changed)
 	return e
 }
 
-func (e *Environments) changed(o *v1alpha1.Environment, deleted bool) {
+// changed notes what there is to do about an object. Before is what it was, nil if
+// it is new. A change that the claiming itself has made is no reason to try again
+// at once: what failed would go on failing, as fast as the API server writes.
+func (e *Environments) changed(before, o *v1alpha1.Environment, deleted bool) {
 	it := item{refOf(o), e.store.idOf(o)}
 	switch {
 	case deleted, o.DeletionTimestamp != nil:
@@ -71,9 +82,16 @@ func (e *Environments) changed(o *v1alpha1.Environment, deleted bool) {
 		if !e.store.Known(it.id, it.ref) {
 			e.ends.AddAfter(it, orphanAfter)
 		}
-	case e.wantsClaim(o):
+	case e.wantsClaim(o) && (before == nil || !e.wantsClaim(before) || !sameWish(before, o)):
 		e.claims.Add(it)
 	}
+}
+
+// sameWish tells that both objects ask for the same.
+func sameWish(a, b *v1alpha1.Environment) bool {
+	x, y := a.Spec, b.Spec
+	x.Placement, y.Placement = nil, nil
+	return a.UID == b.UID && maps.Equal(a.Labels, b.Labels) && equality.Semantic.DeepEqual(x, y)
 }
 
 // wantsClaim tells an object for which there may be no environment yet.
@@ -106,6 +124,10 @@ func work[T comparable](ctx context.Context, q workqueue.TypedRateLimitingInterf
 		if over {
 			return
 		}
+		if ctx.Err() != nil {
+			q.Done(it)
+			continue
+		}
 		if err := do(ctx, it); err != nil && ctx.Err() == nil {
 			q.AddRateLimited(it)
 		} else {
@@ -116,6 +138,14 @@ func work[T comparable](ctx context.Context, q workqueue.TypedRateLimitingInterf
 }
 
 func (e *Environments) claim(ctx context.Context, it item) error {
+	if !e.turns.take(it) {
+		return nil // its turn comes
+	}
+	defer func() {
+		if next, ok := e.turns.give(it.namespace); ok {
+			e.claims.Add(next)
+		}
+	}()
 	o, ok := got[*v1alpha1.Environment](e.w.environments, it.namespace, it.name)
 	if !ok || o.UID != it.uid || !e.wantsClaim(o) {
 		return nil
@@ -131,9 +161,10 @@ func (e *Environments) claim(ctx context.Context, it item) error {
 		return err
 	case errors.Is(err, env.ErrState):
 		e.log.Debug("object wants no environment any more", "object", it.ref, "reason", err)
+		e.claims.AddAfter(it, lookAgain)
 	case errors.Is(err, env.ErrInvalid):
 		e.store.Refuse(o, err.Error())
-		e.claims.AddAfter(it, invalidAgain)
+		e.claims.AddAfter(it, lookAgain)
 	default:
 		e.store.Refuse(o, err.Error())
 		return err
@@ -145,7 +176,13 @@ func (e *Environments) claim(ctx context.Context, it item) error {
 // made whose caller was told that it failed.
 func (e *Environments) end(ctx context.Context, it item) error {
 	o, ok := got[*v1alpha1.Environment](e.w.environments, it.namespace, it.name)
-	if !ok || o.UID != it.uid {
+	away := !ok || o.UID != it.uid
+	if e.store.Elsewhere(it.id, it.ref) {
+		return e.ended(it, e.other(ctx, o, away))
+	}
+	ctx, cancel := context.WithTimeout(ctx, endTime)
+	defer cancel()
+	if away {
 		e.store.Gone(it.id, it.ref)
 		return e.ended(it, e.fleet.End(ctx, it.id))
 	}
@@ -164,6 +201,19 @@ func (e *Environments) end(ctx context.Context, it item) error {
 		return nil // the store lets go when the nodes have
 	}
 	return e.ended(it, e.store.LetGo(ctx, o))
+}
+
+// other takes away an object that says it is of an environment which another object
+// holds.
+func (e *Environments) other(ctx context.Context, o *v1alpha1.Environment, away bool) error {
+	switch {
+	case away:
+		return nil
+	case o.DeletionTimestamp == nil:
+		return e.store.Orphan(ctx, o)
+	default:
+		return e.store.LetGo(ctx, o)
+	}
 }
 
 func (e *Environments) ended(it item, err error) error {

@@ -203,7 +203,7 @@ func TestAnObjectThatNoClaimWasAnsweredWithIsDeleted(t *testing.T) {
 	c := testClient(t)
 	wipe(t, c)
 	w := newWorld(t, c, oneNode())
-	o, err := c.environments(team).Create(t.Context(), testSeal.objectOf(recordAt("n1", 1, func(r *fleet.Record) { r.Environment.Tenant = team })), metav1.CreateOptions{})
+	o, err := c.environments(team).Create(t.Context(), objectOf(recordAt("n1", 1, func(r *fleet.Record) { r.Environment.Tenant = team })), metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

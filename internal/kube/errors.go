@@ -26,7 +26,7 @@ func failed(what string, err error) error {
 	case apierrors.IsAlreadyExists(err):
 		return fmt.Errorf("%s: %w: %s", what, env.ErrExists, err)
 	case apierrors.IsConflict(err):
-		return fmt.Errorf("%s: %w: %s", what, env.ErrState, err)
+		return fmt.Errorf("%s: %w: somebody else wrote at the same time: %s; try again", what, env.ErrUnavailable, err)
 	case apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
 		return fmt.Errorf("%s: %w: %s", what, env.ErrState, err)
 	case apierrors.IsForbidden(err) && strings.Contains(err.Error(), "exceeded quota"):

@@ -14,6 +14,10 @@ import (
 	"hearth/internal/env"
 )
 
+func conflict() error {
+	return apierrors.NewConflict(schema.GroupResource{Group: "hearth.run", Resource: "environments"}, "x", errors.New("it was changed"))
+}
+
 func TestErrorsOfTheAPIServerSayWhatToDo(t *testing.T) {
 	gr := schema.GroupResource{Group: "hearth.run", Resource: "environments"}
 	terminating := apierrors.NewForbidden(gr, "x", errors.New("namespace is being terminated"))
@@ -25,6 +29,7 @@ func TestErrorsOfTheAPIServerSayWhatToDo(t *testing.T) {
 	}{
 		"no connection":           {errors.New("dial tcp: connection refused"), env.ErrUnavailable, "try again when it answers"},
 		"a deadline":              {context.DeadlineExceeded, env.ErrUnavailable, "API server"},
+		"two writers":             {conflict(), env.ErrUnavailable, "at the same time"},
 		"overload":                {apierrors.NewTooManyRequests("slow down", 1), env.ErrUnavailable, "slow down"},
 		"a fault of the server's": {apierrors.NewInternalError(errors.New("etcd")), env.ErrUnavailable, "etcd"},
 		"no rights":               {apierrors.NewForbidden(gr, "x", errors.New(`User "c" cannot create resource`)), env.ErrDenied, "deploy/controller"},

@@ -25,6 +25,7 @@ type holdState struct {
 	occupied bool // environments live on the node, or are on their way to it
 	closed   bool // cordoned or draining: the node may be about to go
 	draining bool // because an eviction asked for it
+	young    bool // the pod was made a moment ago
 	want     budget
 }
 
@@ -37,6 +38,9 @@ func planHold(s holdState) holdAction {
 	case p == nil, p.DeletionTimestamp != nil:
 		return holdKeep
 	case p.Status.Phase == corev1.PodFailed, p.Status.Phase == corev1.PodSucceeded:
+		if s.young && !s.draining {
+			return holdKeep // a kubelet that refuses it would refuse the next one, too
+		}
 		return holdDelete // killed, or evicted by the kubelet: it is made anew
 	case !s.occupied && s.draining:
 		return holdDelete // whoever evicts it waits for just that

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -15,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"hearth/internal/config"
+	"hearth/internal/env"
 	"hearth/internal/fleet"
 )
 
@@ -42,7 +44,8 @@ type Holds struct {
 
 	// Of the goroutine in Run.
 	budgets map[string]fleet.Budget
-	said    map[string]string // the last complaint about each node
+	said    map[string]string // the last complaint about each node that has one
+	begun   time.Time         // from when on agents are waited for
 }
 
 const (
@@ -53,6 +56,8 @@ const (
 	// agentGone is how long an agent that does not report is waited for before an
 	// idle node's hold pod goes.
 	agentGone = 10 * time.Minute
+	// holdYoung is how long a pod stays that failed at once.
+	holdYoung = 30 * time.Second
 )
 
 // NewHolds registers with w, which must not run yet; the pods are in namespace.
@@ -61,7 +66,7 @@ func NewHolds(log *slog.Logger, c *Client, w *Watches, f booked, nodes *Nodes, e
 		log: log, c: c, w: w, fleet: f, nodes: nodes, events: events, namespace: namespace, cfg: cfg,
 		wake: make(chan struct{}, 1), said: map[string]string{},
 	}
-	onChange(w.holds, func(*corev1.Pod, bool) { wakeUp(h.wake) })
+	onChange(w.holds, func(_, _ *corev1.Pod, _ bool) { wakeUp(h.wake) })
 	return h
 }
 
@@ -69,6 +74,7 @@ func NewHolds(log *slog.Logger, c *Client, w *Watches, f booked, nodes *Nodes, e
 func (h *Holds) Run(ctx context.Context) error {
 	tick := time.NewTicker(holdsEvery)
 	defer tick.Stop()
+	h.begun = time.Now()
 	for {
 		h.round(ctx)
 		select {
@@ -81,9 +87,12 @@ func (h *Holds) Run(ctx context.Context) error {
 	}
 }
 
+// round compares the books. The agents are told first, since an API server that does
+// not answer would keep that away; nothing more is asked of such a one.
 func (h *Holds) round(ctx context.Context) {
-	budgets := map[string]fleet.Budget{}
-	for _, st := range h.fleet.Nodes() {
+	budgets, said := map[string]fleet.Budget{}, map[string]string{}
+	var todo []holdState
+	for _, st := range h.booked() {
 		n, ok := got[*corev1.Node](h.w.nodes, "", st.Name)
 		if !ok {
 			continue // not a node of this cluster, or one that is gone
@@ -95,19 +104,46 @@ func (h *Holds) round(ctx context.Context) {
 			}
 			wrong = cmp.Or(waiting(s.pod), wrong)
 		}
-		h.complain(n, wrong)
-		action := planHold(s)
-		if action == holdKeep {
-			continue
+		if wrong != "" {
+			said[n.Name] = wrong
+			h.complain(n, wrong)
 		}
-		if err := h.do(ctx, s, action); err != nil && ctx.Err() == nil {
-			h.log.Warn("hold pod not as it shall be", "node", n.Name, "action", string(action), "error", err)
+		if planHold(s) != holdKeep {
+			todo = append(todo, s)
 		}
 	}
+	h.said = said
 	if !maps.Equal(budgets, h.budgets) {
 		h.budgets = budgets
 		h.fleet.SetBudgets(budgets)
 	}
+	for _, s := range todo {
+		action, begun := planHold(s), time.Now()
+		err := h.do(ctx, s, action)
+		if err != nil && ctx.Err() == nil {
+			h.log.Warn("hold pod not as it shall be", "node", s.node.Name, "action", string(action), "error", err)
+		}
+		if time.Since(begun) >= callTimeout {
+			return
+		}
+	}
+}
+
+// booked are the nodes that the fleet has seen, and those that have a hold pod
+// nevertheless: their agents may have gone while another controller led.
+func (h *Holds) booked() []fleet.NodeStatus {
+	nodes := h.fleet.Nodes()
+	seen := map[string]bool{}
+	for _, st := range nodes {
+		seen[st.Name] = true
+	}
+	for _, p := range listed[*corev1.Pod](h.w.holds) {
+		if name := p.Annotations[annotationNode]; name != "" && !seen[name] {
+			seen[name] = true
+			nodes = append(nodes, fleet.NodeStatus{Name: name, LastHeartbeat: h.begun})
+		}
+	}
+	return nodes
 }
 
 // stateOf is what is known of the node, and what is wrong about its labels.
@@ -118,7 +154,7 @@ func (h *Holds) stateOf(n *corev1.Node, st fleet.NodeStatus) (s holdState, wrong
 		s.occupied = left > 0
 	}
 	if p, ok := got[*corev1.Pod](h.w.holds, h.namespace, holdPodName(n.Name)); ok {
-		s.pod = p
+		s.pod, s.young = p, time.Since(p.CreationTimestamp.Time) < holdYoung
 	}
 	var err error
 	if s.want, err = budgetOf(n, h.cfg); err != nil {
@@ -132,11 +168,8 @@ func (h *Holds) complain(n *corev1.Node, why string) {
 	if h.said[n.Name] == why {
 		return
 	}
-	h.said[n.Name] = why
-	if why != "" {
-		h.log.Warn("hold pod waits", "node", n.Name, "reason", why)
-		h.events.tell(nodeRef(n.Name), ReasonHoldPodPending, "environments' budget: "+why)
-	}
+	h.log.Warn("hold pod waits", "node", n.Name, "reason", why)
+	h.events.tell(nodeRef(n.Name), ReasonHoldPodPending, "environments' budget: "+why)
 }
 
 func (h *Holds) do(ctx context.Context, s holdState, a holdAction) error {
@@ -188,7 +221,7 @@ func (h *Holds) resize(ctx context.Context, s holdState) error {
 	case err == nil:
 		h.events.tell(nodeRef(s.node.Name), ReasonHoldPodResized, "environments' budget: "+s.want.String())
 		return nil
-	case s.occupied:
+	case s.occupied, errors.Is(failed("", err), env.ErrUnavailable):
 		return err
 	default:
 		h.log.Warn("hold pod not resized in place, making it anew", "node", s.node.Name, "error", err)

@@ -112,8 +112,9 @@ func setOf(t testing.TB, keys ...jose.JSONWebKey) *keySet {
 func TestTokensAreJudgedByTheClustersKeys(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	rs, es := signer{"rs", jose.RS256, rsaKey()}, signer{"es", jose.ES256, ecKey()}
+	es384, es512 := signer{"es384", jose.ES384, mustEC(t, elliptic.P384())}, signer{"es512", jose.ES512, mustEC(t, elliptic.P521())}
 	other := signer{"rs", jose.RS256, mustRSA(t, 2048)}
-	set := setOf(t, rs.public(), es.public())
+	set := setOf(t, rs.public(), es.public(), es384.public(), es512.public())
 	part := func(s string) string { return base64.RawURLEncoding.EncodeToString([]byte(s)) }
 	in := func(c map[string]any) string { return rs.sign(t, claims(now, c)) }
 	good := in(nil)
@@ -126,6 +127,8 @@ func TestTokensAreJudgedByTheClustersKeys(t *testing.T) {
 	}{
 		"good, RS256":                        {good, ""},
 		"good, ES256":                        {es.sign(t, claims(now, nil)), ""},
+		"good, ES384":                        {es384.sign(t, claims(now, nil)), ""},
+		"good, ES512":                        {es512.sign(t, claims(now, nil)), ""},
 		"for several":                        {in(map[string]any{"aud": []string{"vault", "hearth"}}), ""},
 		"audience as one string":             {in(map[string]any{"aud": "hearth"}), ""},
 		"ended, within the skew":             {in(map[string]any{"exp": now.Add(-20 * time.Second).Unix()}), ""},
@@ -149,17 +152,17 @@ func TestTokensAreJudgedByTheClustersKeys(t *testing.T) {
 		"an unknown key":                     {signer{"new", jose.RS256, rsaKey()}.sign(t, claims(now, nil)), "does not publish"},
 		"no key named":                       {signer{"", jose.RS256, rsaKey()}.sign(t, claims(now, nil)), "does not publish"},
 		"ES256 said to be by the RSA key":    {signer{"rs", jose.ES256, ecKey()}.sign(t, claims(now, nil)), "signature"},
-		"PS256":                              {signer{"rs", jose.PS256, rsaKey()}.sign(t, claims(now, nil)), "RS256 or ES256"},
-		"RS512":                              {signer{"rs", jose.RS512, rsaKey()}.sign(t, claims(now, nil)), "RS256 or ES256"},
-		"HS256 with the public key":          {signer{"rs", jose.HS256, rsaKey().N.Bytes()}.sign(t, claims(now, nil)), "RS256 or ES256"},
-		"alg none":                           {part(`{"alg":"none","kid":"rs"}`) + "." + body + ".", "RS256 or ES256"},
-		"alg none with a signature":          {part(`{"alg":"none","kid":"rs"}`) + "." + body + "." + signature, "RS256 or ES256"},
+		"PS256":                              {signer{"rs", jose.PS256, rsaKey()}.sign(t, claims(now, nil)), "RS256, ES256"},
+		"RS512":                              {signer{"rs", jose.RS512, rsaKey()}.sign(t, claims(now, nil)), "RS256, ES256"},
+		"HS256 with the public key":          {signer{"rs", jose.HS256, rsaKey().N.Bytes()}.sign(t, claims(now, nil)), "RS256, ES256"},
+		"alg none":                           {part(`{"alg":"none","kid":"rs"}`) + "." + body + ".", "RS256, ES256"},
+		"alg none with a signature":          {part(`{"alg":"none","kid":"rs"}`) + "." + body + "." + signature, "RS256, ES256"},
 		"changed content":                    {head + "." + part(string(claims(now, map[string]any{"sub": "system:serviceaccount:red:bot"}))) + "." + signature, "signature"},
 		"changed header":                     {part(`{"alg":"RS256","kid":"rs","typ":"x"}`) + "." + body + "." + signature, "signature"},
 		"a critical header":                  {part(`{"alg":"RS256","kid":"rs","crit":["b64"],"b64":false}`) + "." + body + "." + signature, "denied"},
 		"without its signature":              {head + "." + body + ".", "denied"},
-		"not even dots":                      {"hearth", "RS256 or ES256"},
-		"empty":                              {"", "RS256 or ES256"},
+		"not even dots":                      {"hearth", "RS256, ES256"},
+		"empty":                              {"", "RS256, ES256"},
 		"enormous":                           {good + strings.Repeat("A", maxToken), "bytes"},
 		"content that is no object":          {rs.sign(t, []byte(`["hearth"]`)), "signature or content"},
 		"content that is no JSON":            {rs.sign(t, []byte(`hearth`)), "signature or content"},
@@ -193,11 +196,16 @@ func mustRSA(t testing.TB, bits int) *rsa.PrivateKey {
 	return k
 }
 
-func TestKeysThatClustersDoNotSignWithAreLeftOut(t *testing.T) {
-	p384, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+func mustEC(t testing.TB, c elliptic.Curve) *ecdsa.PrivateKey {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(c, rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return k
+}
+
+func TestKeysThatClustersDoNotSignWithAreLeftOut(t *testing.T) {
 	good := signer{"good", jose.RS256, rsaKey()}.public()
 	bare := good
 	bare.KeyID, bare.Algorithm, bare.Use = "bare", "", ""
@@ -207,7 +215,7 @@ func TestKeysThatClustersDoNotSignWithAreLeftOut(t *testing.T) {
 	alg.KeyID, alg.Algorithm = "hs", "HS256"
 	secret := jose.JSONWebKey{Key: []byte("0123456789abcdef0123456789abcdef"), KeyID: "secret", Algorithm: "HS256"}
 	short := signer{"short", jose.RS256, mustRSA(t, 1024)}.public()
-	wide := signer{"p384", jose.ES256, p384}.public()
+	wide := signer{"p384", jose.ES256, mustEC(t, elliptic.P384())}.public()
 	discovery, jwks := documents(t, good, bare, use, named, alg, secret, short, wide)
 	jwks = []byte(strings.Replace(string(jwks), `"keys":[`, `"keys":[{"kty":"AKP","kid":"future"},null,7,`, 1))
 	set, err := parseKeys(discovery, jwks)

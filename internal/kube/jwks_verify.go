@@ -27,9 +27,14 @@ const (
 	minRSA    = 2048 // bits
 )
 
-// algorithms are those that clusters sign tokens with. "none" and shared secrets
-// are not among them.
-var algorithms = []jose.SignatureAlgorithm{jose.RS256, jose.ES256}
+// algorithms are those that clusters sign tokens with (signerFromKeyPair in
+// kubernetes/pkg/serviceaccount/jwt.go). "none" and shared secrets are not among them.
+var algorithms = []jose.SignatureAlgorithm{jose.RS256, jose.ES256, jose.ES384, jose.ES512}
+
+// curves are those of ECDSA, and what is signed with them.
+var curves = map[elliptic.Curve]jose.SignatureAlgorithm{
+	elliptic.P256(): jose.ES256, elliptic.P384(): jose.ES384, elliptic.P521(): jose.ES512,
+}
 
 // errUnknownKey is of a token that names a key which is not in the set.
 var errUnknownKey = fmt.Errorf("%w: the token is signed by a key that this cluster does not publish", env.ErrDenied)
@@ -79,7 +84,8 @@ func signs(key jose.JSONWebKey) bool {
 	case *rsa.PublicKey:
 		return k.N.BitLen() >= minRSA && (key.Algorithm == "" || key.Algorithm == string(jose.RS256))
 	case *ecdsa.PublicKey:
-		return k.Curve == elliptic.P256() && (key.Algorithm == "" || key.Algorithm == string(jose.ES256))
+		alg, ok := curves[k.Curve]
+		return ok && (key.Algorithm == "" || key.Algorithm == string(alg))
 	default:
 		return false
 	}
@@ -105,7 +111,7 @@ func (k *keySet) verify(token string, now time.Time) (env.ServiceAccount, error)
 	}
 	parsed, err := jwt.ParseSigned(token, algorithms)
 	if err != nil || len(parsed.Headers) != 1 {
-		return env.ServiceAccount{}, fmt.Errorf("%w: the token is not a JSON web token signed with RS256 or ES256", env.ErrDenied)
+		return env.ServiceAccount{}, fmt.Errorf("%w: the token is not a JSON web token signed with RS256, ES256, ES384 or ES512", env.ErrDenied)
 	}
 	keys := k.keys[parsed.Headers[0].KeyID]
 	if len(keys) == 0 {

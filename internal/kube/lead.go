@@ -49,14 +49,42 @@ func (c Candidate) life() time.Duration { return 8 * c.renew() }
 
 // Leadership is the time in which this process leads.
 type Leadership struct {
-	lost   atomic.Bool
-	serves chan struct{}
-	once   sync.Once
+	life    time.Duration // of the lease
+	lost    atomic.Bool
+	renewed atomic.Pointer[time.Time] // when the last renewal that succeeded was sent; nil once the lease is given back
+	serves  chan struct{}
+	once    sync.Once
 }
 
 // Lost tells that another controller was seen to lead. It never becomes false
 // again.
 func (l *Leadership) Lost() bool { return l.lost.Load() }
+
+// Sure tells that no other controller can lead: the lease was renewed less than its
+// life ago. It becomes false while the API server does not answer, and true again.
+// Both clocks count: one of them stands still while a machine sleeps.
+func (l *Leadership) Sure() bool {
+	at := l.renewed.Load()
+	if at == nil || l.Lost() {
+		return false
+	}
+	now := time.Now()
+	return now.Sub(*at) < l.life && now.Round(0).Sub(at.Round(0)) < l.life
+}
+
+// mayWrite refuses what a leader decides while another one may lead: what it wrote
+// on its return, before it saw the other's lease, would undo what that one decided.
+// A client by which nobody leads may always write.
+func (c *Client) mayWrite() error {
+	switch l := c.leadership.Load(); {
+	case l == nil || l.Sure():
+		return nil
+	case l.Lost():
+		return fmt.Errorf("%w: another controller leads", env.ErrSuperseded)
+	default:
+		return fmt.Errorf("%w: the lease was not renewed for its whole life, so that another controller may lead by now; try again when the Kubernetes API server answers, and if it does, see that the lease of deploy/controller is there", env.ErrUnavailable)
+	}
+}
 
 // Serving lets callers find this process: the API is served.
 func (l *Leadership) Serving() { l.once.Do(func() { close(l.serves) }) }
@@ -66,7 +94,8 @@ func (l *Leadership) Serving() { l.once.Do(func() { close(l.serves) }) }
 //
 // While the API server does not answer the leader goes on: whether another one
 // leads by then, which could see what this one does not, the nodes know by the
-// epoch. If it answers and another one holds the lease, act's context ends and
+// epoch. Only a Store of this client writes nothing until the lease is renewed: see
+// Leadership.Sure. If it answers and another one holds the lease, act's context ends and
 // Lead returns env.ErrSuperseded.
 func (c *Client) Lead(ctx context.Context, log *slog.Logger, me Candidate, act func(context.Context, *Leadership) error) error {
 	e := &election{c: c, log: log, me: me, seen: sighting{}}
@@ -74,7 +103,10 @@ func (c *Client) Lead(ctx context.Context, log *slog.Logger, me Candidate, act f
 	if err != nil || lease == nil {
 		return err
 	}
-	l := &Leadership{serves: make(chan struct{})}
+	l := &Leadership{life: me.life(), serves: make(chan struct{})}
+	sent := e.sent
+	l.renewed.Store(&sent)
+	c.leadership.Store(l)
 	acting, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var renewing sync.WaitGroup
@@ -86,6 +118,7 @@ func (c *Client) Lead(ctx context.Context, log *slog.Logger, me Candidate, act f
 	if l.Lost() {
 		return errors.Join(fmt.Errorf("%w: another controller holds the lease %s/%s; this one ends, to stand by anew", env.ErrSuperseded, me.Namespace, me.Lease), err)
 	}
+	l.renewed.Store(nil)
 	e.release()
 	return err
 }
@@ -98,6 +131,7 @@ type election struct {
 	seen     sighting
 	degraded bool
 	labelled labelState
+	sent     time.Time // the last writing of the lease
 }
 
 // sighting is since when, by the own clock, a lease has been as it is. Clocks of
@@ -230,6 +264,8 @@ func (e *election) keep(stop <-chan struct{}, lease *coordinationv1.Lease, l *Le
 			e.note(err)
 			if err == nil {
 				lease = next
+				sent := e.sent
+				l.renewed.Store(&sent)
 			}
 		}
 		if serving {

@@ -18,12 +18,14 @@ func (e *election) read(ctx context.Context) (*coordinationv1.Lease, error) {
 }
 
 func (e *election) create(ctx context.Context) (*coordinationv1.Lease, error) {
+	e.sent = time.Now()
 	lease := e.taken(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: e.me.Lease, Namespace: e.me.Namespace, Labels: map[string]string{partOf: "hearth"}}})
 	return e.c.core.CoordinationV1().Leases(e.me.Namespace).Create(ctx, lease, metav1.CreateOptions{FieldManager: fieldManager})
 }
 
 // write is refused if the lease has changed since it was read.
 func (e *election) write(ctx context.Context, lease *coordinationv1.Lease) (*coordinationv1.Lease, error) {
+	e.sent = time.Now()
 	return e.c.core.CoordinationV1().Leases(e.me.Namespace).Update(ctx, lease, metav1.UpdateOptions{FieldManager: fieldManager})
 }
 

@@ -88,27 +88,30 @@ func TestHoldPodsFollowTheNode(t *testing.T) {
 		}
 		return p
 	}
+	failed := func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }
 	now := metav1.Now()
 	for name, tc := range map[string]struct {
 		s    holdState
 		want holdAction
 	}{
-		"a node with an agent gets one":             {holdState{reports: true}, holdCreate},
-		"one that is cordoned and idle does not":    {holdState{reports: true, closed: true}, holdKeep},
-		"one that is cordoned and occupied does":    {holdState{reports: true, closed: true, occupied: true}, holdCreate},
-		"one without an agent does not":             {holdState{}, holdKeep},
-		"one that is right stays":                   {holdState{reports: true, pod: pod(false, nil)}, holdKeep},
-		"one that is cordoned stays":                {holdState{reports: true, closed: true, pod: pod(false, nil)}, holdKeep},
-		"one that becomes occupied is marked":       {holdState{reports: true, occupied: true, pod: pod(false, nil)}, holdMark},
-		"one that becomes idle is marked":           {holdState{reports: true, pod: pod(true, nil)}, holdMark},
-		"one whose mark was taken away is marked":   {holdState{reports: true, occupied: true, pod: pod(true, func(p *corev1.Pod) { p.Labels = nil })}, holdMark},
-		"one whose annotation was is, too":          {holdState{reports: true, occupied: true, pod: pod(true, func(p *corev1.Pod) { delete(p.Annotations, annotationKarpenter) })}, holdMark},
-		"one that failed is deleted":                {holdState{reports: true, occupied: true, pod: pod(true, func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed })}, holdDelete},
-		"one on its way out is left":                {holdState{reports: true, occupied: true, pod: pod(true, func(p *corev1.Pod) { p.DeletionTimestamp = &now })}, holdKeep},
-		"one whose eviction is waited for goes":     {holdState{reports: true, closed: true, draining: true, pod: pod(true, nil)}, holdDelete},
-		"not before the last environment has":       {holdState{reports: true, closed: true, draining: true, occupied: true, pod: pod(true, nil)}, holdKeep},
-		"one without an agent goes":                 {holdState{pod: pod(false, nil)}, holdDelete},
-		"not as long as environments are said here": {holdState{occupied: true, pod: pod(true, nil)}, holdKeep},
+		"a node with an agent gets one":              {holdState{reports: true}, holdCreate},
+		"one that is cordoned and idle does not":     {holdState{reports: true, closed: true}, holdKeep},
+		"one that is cordoned and occupied does":     {holdState{reports: true, closed: true, occupied: true}, holdCreate},
+		"one without an agent does not":              {holdState{}, holdKeep},
+		"one that is right stays":                    {holdState{reports: true, pod: pod(false, nil)}, holdKeep},
+		"one that is cordoned stays":                 {holdState{reports: true, closed: true, pod: pod(false, nil)}, holdKeep},
+		"one that becomes occupied is marked":        {holdState{reports: true, occupied: true, pod: pod(false, nil)}, holdMark},
+		"one that becomes idle is marked":            {holdState{reports: true, pod: pod(true, nil)}, holdMark},
+		"one whose mark was taken away is marked":    {holdState{reports: true, occupied: true, pod: pod(true, func(p *corev1.Pod) { p.Labels = nil })}, holdMark},
+		"one whose annotation was is, too":           {holdState{reports: true, occupied: true, pod: pod(true, func(p *corev1.Pod) { delete(p.Annotations, annotationKarpenter) })}, holdMark},
+		"one that failed is deleted":                 {holdState{reports: true, occupied: true, pod: pod(true, func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed })}, holdDelete},
+		"one on its way out is left":                 {holdState{reports: true, occupied: true, pod: pod(true, func(p *corev1.Pod) { p.DeletionTimestamp = &now })}, holdKeep},
+		"one whose eviction is waited for goes":      {holdState{reports: true, closed: true, draining: true, pod: pod(true, nil)}, holdDelete},
+		"not before the last environment has":        {holdState{reports: true, closed: true, draining: true, occupied: true, pod: pod(true, nil)}, holdKeep},
+		"one without an agent goes":                  {holdState{pod: pod(false, nil)}, holdDelete},
+		"not as long as environments are said here":  {holdState{occupied: true, pod: pod(true, nil)}, holdKeep},
+		"but not as fast as a kubelet can refuse it": {holdState{reports: true, young: true, pod: pod(false, failed)}, holdKeep},
+		"unless its end is waited for":               {holdState{reports: true, closed: true, draining: true, young: true, pod: pod(false, failed)}, holdDelete},
 		"another budget resizes": {holdState{reports: true, pod: pod(false, func(p *corev1.Pod) {
 			p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("1Gi")}
 		})}, holdResize},

@@ -68,16 +68,17 @@ type Nodes struct {
 	fleet wisher
 	wake  chan struct{} // has one element if something changed
 
-	mu sync.Mutex // guards marks, and makes reading them and telling the fleet one step
+	mu sync.Mutex // guards all below, and makes reading them and telling the fleet one step
 	// marks are the nodes that evictions asked to drain, and since when. Uncordoning
 	// ends it.
 	marks map[string]time.Time
+	read  map[string]time.Time // when a node was last read anew
 	last  map[string]fleet.NodeWish
 }
 
 // NewNodes registers with w, which must not run yet.
 func NewNodes(log *slog.Logger, c *Client, w *Watches, f wisher) *Nodes {
-	n := &Nodes{log: log, c: c, w: w, fleet: f, wake: make(chan struct{}, 1), marks: map[string]time.Time{}}
+	n := &Nodes{log: log, c: c, w: w, fleet: f, wake: make(chan struct{}, 1), marks: map[string]time.Time{}, read: map[string]time.Time{}}
 	onEdit(w.nodes, func(a, b *corev1.Node) bool { return wishOf(a) == wishOf(b) }, func() { wakeUp(n.wake) })
 	return n
 }
@@ -108,15 +109,13 @@ func (n *Nodes) Run(ctx context.Context) error {
 // placed on the node any more.
 func (n *Nodes) Drain(node string) {
 	n.mu.Lock()
-	_, had := n.marks[node]
-	if !had {
-		n.marks[node] = time.Now()
+	defer n.mu.Unlock()
+	if _, had := n.marks[node]; had {
+		return
 	}
-	n.mu.Unlock()
-	if !had {
-		n.log.Info("drain asked for by an eviction", "node", node)
-		n.round()
-	}
+	n.marks[node] = time.Now()
+	n.log.Info("drain asked for by an eviction", "node", node)
+	n.tell()
 }
 
 // Draining tells whether an eviction asked for the node's drain.
@@ -128,31 +127,53 @@ func (n *Nodes) Draining(node string) bool {
 }
 
 // Cordoned tells whether the node is closed to pods. The one who asks may have
-// cordoned it a moment ago, so it is read anew if it does not seem so.
+// cordoned it a moment ago, so it is read anew if it does not seem so, at most once
+// in readEvery: anybody can ask.
 func (n *Nodes) Cordoned(ctx context.Context, node string) bool {
-	if o, ok := got[*corev1.Node](n.w.nodes, "", node); ok && wishOf(o).Cordoned {
+	o, ok := got[*corev1.Node](n.w.nodes, "", node)
+	if ok && wishOf(o).Cordoned {
 		return true
+	}
+	if !ok || !n.mayRead(node) {
+		return false // the eviction is tried again
 	}
 	ctx, cancel := context.WithTimeout(ctx, cordonTimeout)
 	defer cancel()
-	o, err := n.c.core.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{})
-	return err == nil && wishOf(o).Cordoned
+	now, err := n.c.core.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{})
+	return err == nil && wishOf(now).Cordoned
+}
+
+func (n *Nodes) mayRead(node string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	now := time.Now()
+	if at, ok := n.read[node]; ok && now.Sub(at) < readEvery {
+		return false
+	}
+	n.read[node] = now
+	return true
 }
 
 const (
 	// cordonTimeout is less than the API server waits for a webhook.
 	cordonTimeout = 3 * time.Second
+	readEvery     = time.Second
 	// markLate is how long the view of a node may be late: before, an uncordoned one
 	// may be one whose cordon was not seen yet.
 	markLate = 5 * time.Second
 )
 
-// round tells the fleet what changed. The fleet is called under mu, so that it
-// hears of what is newer later; it calls nothing of this package back.
 func (n *Nodes) round() {
-	objects := listed[*corev1.Node](n.w.nodes)
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.tell()
+}
+
+// tell tells the fleet what changed. The caller holds mu, under which the nodes are
+// looked at too, so that the fleet hears of what is newer later; it calls nothing of
+// this package back.
+func (n *Nodes) tell() {
+	objects := listed[*corev1.Node](n.w.nodes)
 	wishes := map[string]fleet.NodeWish{}
 	seen := map[string]bool{}
 	for _, o := range objects {
@@ -171,6 +192,7 @@ func (n *Nodes) round() {
 			wishes[name] = fleet.NodeWish{Cordoned: true, Drain: true, Reason: "its hold pod is being evicted"}
 		}
 	}
+	maps.DeleteFunc(n.read, func(name string, _ time.Time) bool { return !seen[name] })
 	if n.last == nil || !maps.Equal(wishes, n.last) {
 		n.last = wishes
 		n.fleet.SetNodes(wishes)

@@ -157,12 +157,12 @@ func labelsOf(o *v1alpha1.Environment, sealed bool) map[string]string {
 }
 
 // objectOf is what a claim through the API creates. It holds nothing secret.
-func (k sealer) objectOf(r *fleet.Record) *v1alpha1.Environment {
+func (k sealer) objectOf(name string, r *fleet.Record) *v1alpha1.Environment {
 	e := r.Environment
 	o := &v1alpha1.Environment{
 		TypeMeta: metav1.TypeMeta{APIVersion: v1alpha1.APIVersion, Kind: v1alpha1.KindEnvironment},
 		ObjectMeta: metav1.ObjectMeta{
-			Name: e.GetId(), Namespace: e.GetTenant(), Finalizers: []string{v1alpha1.Finalizer},
+			Name: name, Namespace: e.GetTenant(), Finalizers: []string{v1alpha1.Finalizer},
 			Labels: map[string]string{partOf: "hearth"},
 		},
 		Spec: v1alpha1.EnvironmentSpec{
@@ -229,6 +229,7 @@ var phaseWords = map[hearthv1.Phase]env.Phase{
 	hearthv1.Phase_PHASE_CLAIMING:    env.PhaseClaiming,
 	hearthv1.Phase_PHASE_RUNNING:     env.PhaseRunning,
 	hearthv1.Phase_PHASE_PAUSED:      env.PhasePaused,
+	hearthv1.Phase_PHASE_STALLED:     env.PhaseStalled,
 	hearthv1.Phase_PHASE_QUARANTINED: env.PhaseQuarantined,
 	hearthv1.Phase_PHASE_FENCED:      env.PhaseFenced,
 	hearthv1.Phase_PHASE_RELEASED:    env.PhaseReleased,

@@ -91,7 +91,7 @@ func endingSteps(have object, r *fleet.Record) []step {
 		return []step{stepPlace}
 	case keep:
 		return nil
-	case len(r.Stale) > 0 && !sameStale(impliedStale(have, r), r.Stale):
+	case len(r.Stale) > 0 && !sameStale(impliedStale(have, r), r.Stale) && !outdone(have, r):
 		out = append(out, stepPlace)
 	}
 	if !have.deleting {
@@ -101,6 +101,14 @@ func endingSteps(have object, r *fleet.Record) []step {
 		out = append(out, stepLetGo)
 	}
 	return out
+}
+
+// outdone tells that somebody else has written a later placement into the object than
+// there ever was, so that no true one can be written any more: a generation only
+// rises. It must not keep the environment from its end. The next controller finds
+// on the nodes what of it is left.
+func outdone(have object, r *fleet.Record) bool {
+	return have.placement != nil && have.placement.Generation > int64(r.Generation())
 }
 
 // impliedStale is what is read as stale once the object is being deleted.

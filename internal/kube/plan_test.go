@@ -27,6 +27,8 @@ func recordAt(node string, generation uint64, edit func(*fleet.Record)) *fleet.R
 	return r
 }
 
+func objectOf(r *fleet.Record) *v1alpha1.Environment { return testSeal.objectOf(string(r.ID()), r) }
+
 // release is what the fleet saves when an environment is released.
 func release(r *fleet.Record) {
 	r.Ended, r.Environment.Phase = true, hearthv1.Phase_PHASE_RELEASED
@@ -105,7 +107,7 @@ func TestACreatedObjectReadsAsTheRecord(t *testing.T) {
 		r.Stale = []fleet.Placement{{Node: "n0", Generation: 2}}
 		r.ClaimKey[0], r.ClaimRequest[31], r.Count = 1, 2, 4
 	})
-	o := testSeal.objectOf(r)
+	o := objectOf(r)
 	if d := cmp.Diff(map[string]string{"app": "x", partOf: "hearth"}, o.Labels); d != "" {
 		t.Errorf("labels of the object (-want +got):\n%s", d)
 	}
@@ -121,7 +123,7 @@ func TestACreatedObjectReadsAsTheRecord(t *testing.T) {
 }
 
 func TestADamagedObjectIsReadAsFarAsItGoes(t *testing.T) {
-	o := testSeal.objectOf(recordAt("n1", 1, func(r *fleet.Record) { r.ClaimKey[0] = 1 }))
+	o := objectOf(recordAt("n1", 1, func(r *fleet.Record) { r.ClaimKey[0] = 1 }))
 	o.Spec.Claim.KeyHash, o.Spec.Claim.RequestHash = "zz", "00ff"
 	o.Annotations = map[string]string{annotationLabels: "{", annotationLetGo: "x"}
 	o.Status.Phase = "dancing"
@@ -169,7 +171,7 @@ func TestNobodyElseMakesObjectsOfTheControllers(t *testing.T) {
 		"sealed by another authority": func(o *v1alpha1.Environment) { sealer("another").seal(o) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			o := testSeal.objectOf(victim)
+			o := objectOf(victim)
 			o.UID, o.CreationTimestamp = "an object's own", metav1.Now()
 			if id := testSeal.idOf(o); id != victim.ID() {
 				t.Fatalf("the true one is %s, not %s", id, victim.ID())

@@ -76,20 +76,37 @@ func (c *Client) place(ctx context.Context, have object, r *fleet.Record) (*v1al
 	return c.apply(ctx, have.ref, a)
 }
 
-// create makes the object, or finds that an attempt that was cut off did.
-func (c *Client) create(ctx context.Context, k sealer, r *fleet.Record) (*v1alpha1.Environment, error) {
-	o := k.objectOf(r)
-	made, err := c.environments(o.Namespace).Create(ctx, o, metav1.CreateOptions{FieldManager: fieldManager})
-	if apierrors.IsAlreadyExists(err) {
-		made, err = c.environments(o.Namespace).Get(ctx, o.Name, metav1.GetOptions{})
-		if err == nil && k.idOf(made) != r.ID() {
-			return nil, fmt.Errorf("%w: object %s/%s is somebody else's", env.ErrExists, o.Namespace, o.Name)
+// createNames is how many names are tried for an object. Whoever takes the seal
+// from one has taken its name, and the environment that runs on still needs an
+// object by which it is known.
+const createNames = 4
+
+// create makes the object, or finds that an attempt that was cut off did, and says
+// under which name.
+func (c *Client) create(ctx context.Context, k sealer, r *fleet.Record) (made *v1alpha1.Environment, name string, err error) {
+	namespace := r.Environment.GetTenant()
+	for n := range createNames {
+		name = k.nameOf(r.ID(), n)
+		made, err = c.environments(namespace).Create(ctx, k.objectOf(name, r), metav1.CreateOptions{FieldManager: fieldManager})
+		if apierrors.IsAlreadyExists(err) {
+			made, err = c.environments(namespace).Get(ctx, name, metav1.GetOptions{})
+			switch {
+			case apierrors.IsNotFound(err):
+				return nil, name, fmt.Errorf("%w: object %s/%s went at that moment; try again", env.ErrUnavailable, namespace, name)
+			case err == nil && k.idOf(made) != r.ID():
+				err = fmt.Errorf("%w: object %s/%s is somebody else's", env.ErrExists, namespace, name)
+				continue
+			}
 		}
+		break
 	}
 	if apierrors.IsNotFound(err) {
-		return nil, fmt.Errorf("%w: tenant %s has no namespace; make it with \"kubectl create namespace %s\"", env.ErrNotFound, o.Namespace, o.Namespace)
+		err = fmt.Errorf("%w: tenant %s has no namespace; make it with \"kubectl create namespace %s\"", env.ErrNotFound, namespace, namespace)
 	}
-	return made, err
+	if err != nil {
+		return nil, name, err
+	}
+	return made, name, nil
 }
 
 func (c *Client) delete(ctx context.Context, o ref) error {

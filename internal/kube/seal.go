@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"hearth/api/v1alpha1"
+	"hearth/internal/env"
 )
 
 // annotationSeal proves that the controller made the object.
@@ -26,6 +27,17 @@ func (k sealer) seal(o *v1alpha1.Environment) {
 		o.Annotations = map[string]string{}
 	}
 	o.Annotations[annotationSeal] = hex.EncodeToString(k.sum(o))
+}
+
+// nameOf is a name that an object of the id may have: the id for a zero n, and one
+// that nobody can take beforehand for the others.
+func (k sealer) nameOf(id env.ID, n int) string {
+	if n == 0 {
+		return string(id)
+	}
+	m := hmac.New(sha256.New, k)
+	fmt.Fprintf(m, "name,%s,%d", id, n)
+	return string(id) + "-" + hex.EncodeToString(m.Sum(nil)[:5])
 }
 
 func (k sealer) sealed(o *v1alpha1.Environment) bool {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"strconv"
 	"time"
@@ -74,8 +75,10 @@ func (s secret) update(edit func(data map[string][]byte) error) error {
 		if !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) && !apierrors.IsNotFound(err) {
 			return failed(fmt.Sprintf("write secret %s/%s", s.namespace, s.name), err)
 		}
-		if ctx.Err() != nil {
+		select {
+		case <-ctx.Done():
 			return failed(fmt.Sprintf("write secret %s/%s", s.namespace, s.name), ctx.Err())
+		case <-time.After(minBackoff/2 + rand.N(minBackoff)):
 		}
 	}
 }

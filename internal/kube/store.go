@@ -116,16 +116,24 @@ func (s *Store) Load() (fleet.State, error) {
 	return st, err
 }
 
-// NextEpoch raises the epoch.
-func (s *Store) NextEpoch() (uint64, error) { return s.secret.nextEpoch() }
+// NextEpoch raises the epoch. It is good only if this controller led until then: of
+// one that took the lease meanwhile it would be the higher, and nodes would refuse
+// the one that leads.
+func (s *Store) NextEpoch() (uint64, error) {
+	epoch, err := s.secret.nextEpoch()
+	if err == nil {
+		err = s.mayWrite()
+	}
+	return epoch, err
+}
 
 // Save writes what is decided of one record, or one API key.
 func (s *Store) Save(c fleet.Change) error {
 	if err := c.Validate(); err != nil {
 		return err
 	}
-	if s.lost() {
-		return fmt.Errorf("%w: another controller leads", env.ErrSuperseded)
+	if err := s.mayWrite(); err != nil {
+		return err
 	}
 	switch {
 	case c.Record != nil:
@@ -149,10 +157,19 @@ func (s *Store) Save(c fleet.Change) error {
 
 func (s *Store) lost() bool { return s.cfg.Lost != nil && s.cfg.Lost() }
 
+func (s *Store) mayWrite() error {
+	if s.lost() {
+		return fmt.Errorf("%w: another controller leads", env.ErrSuperseded)
+	}
+	return s.c.mayWrite()
+}
+
 func (s *Store) saveRecord(r *fleet.Record) error {
-	e := s.entryOf(r)
-	e.io.Lock()
+	e := s.enter(r)
 	defer e.io.Unlock()
+	if e.have.presence == gone && !r.Ended {
+		return fmt.Errorf("save environment %s: %w: the object was deleted", e.have.ref, env.ErrNotFound)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
 	if err := s.run(ctx, e, r, steps(e.have, r)); err != nil {
@@ -217,7 +234,7 @@ func (s *Store) do(ctx context.Context, e *entry, r *fleet.Record, st step) erro
 	var err error
 	switch st {
 	case stepCreate:
-		if o, err = s.c.create(ctx, s.seal, r); err == nil && !samePlacement(o.Spec.Placement, placementOf(r)) {
+		if o, e.have.name, err = s.c.create(ctx, s.seal, r); err == nil && !samePlacement(o.Spec.Placement, placementOf(r)) {
 			o, err = s.c.place(ctx, s.seal.objectFrom(o), r) // one that an attempt before had made
 		}
 	case stepPlace:
@@ -240,10 +257,23 @@ func (s *Store) do(ctx context.Context, e *entry, r *fleet.Record, st step) erro
 	return err
 }
 
-// entryOf is the record's entry, made if there is none yet.
+// enter is the record's entry, whose io the caller holds from then on. One that was
+// forgotten while its io was waited for is not the record's any more.
+func (s *Store) enter(r *fleet.Record) *entry {
+	for {
+		s.mu.Lock()
+		e := s.entryOf(r)
+		s.mu.Unlock()
+		e.io.Lock()
+		if s.entry(r.ID()) == e {
+			return e
+		}
+		e.io.Unlock()
+	}
+}
+
+// entryOf is the record's entry, made if there is none yet. The caller holds mu.
 func (s *Store) entryOf(r *fleet.Record) *entry {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	e := s.entries[r.ID()]
 	if e == nil {
 		e = &entry{id: r.ID(), have: object{ref: ref{namespace: r.Environment.GetTenant(), name: string(r.ID())}}}
@@ -292,6 +322,19 @@ func (s *Store) drop(id env.ID, e *entry) {
 		delete(s.entries, id)
 		delete(s.byUID, e.uid)
 	}
+}
+
+// unmake lets the entry be one of an object that is to be made: what the Store
+// deleted was forgotten, and is not what somebody tore away. The caller holds io.
+func (s *Store) unmake(e *entry) {
+	if e.have.theirs || e.have.presence != gone {
+		return
+	}
+	e.have, e.status = object{ref: ref{namespace: e.have.namespace, name: string(e.id)}}, v1alpha1.EnvironmentStatus{}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.byUID, e.uid)
+	e.uid = ""
 }
 
 // name notes which object an entry's is. The caller holds mu.

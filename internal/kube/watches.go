@@ -85,18 +85,19 @@ func (w *Watches) Synced(ctx context.Context) error {
 	return nil
 }
 
-// onChange calls f with each object that changes, and with the last that is known
-// of those that are deleted.
-func onChange[T runtime.Object](i cache.SharedIndexInformer, f func(o T, deleted bool)) {
+// onChange calls f with each object that changes and what it was before, the zero
+// value for a new one, and with the last that is known of those that are deleted.
+func onChange[T runtime.Object](i cache.SharedIndexInformer, f func(before, o T, deleted bool)) {
+	var none T
 	_, _ = i.AddEventHandler(cache.ResourceEventHandlerFuncs{ // refused only of an informer that has ended
-		AddFunc:    func(o any) { f(o.(T), false) },
-		UpdateFunc: func(_, o any) { f(o.(T), false) },
+		AddFunc:    func(o any) { f(none, o.(T), false) },
+		UpdateFunc: func(before, o any) { f(before.(T), o.(T), false) },
 		DeleteFunc: func(o any) {
 			if gone, ok := o.(cache.DeletedFinalStateUnknown); ok {
 				o = gone.Obj
 			}
 			if t, ok := o.(T); ok {
-				f(t, true)
+				f(none, t, true)
 			}
 		},
 	})

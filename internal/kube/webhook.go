@@ -73,7 +73,7 @@ func mayEvict(ctx context.Context, log *slog.Logger, w *Watches, nodes *Nodes, f
 		message = "cordon it to have them moved"
 	}
 	if left == 0 {
-		log.Info("eviction of hold pod allowed", "node", node)
+		log.Debug("eviction of hold pod allowed", "node", node)
 		return allowed
 	}
 	return &admissionv1.AdmissionResponse{Result: &metav1.Status{

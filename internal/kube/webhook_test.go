@@ -8,6 +8,8 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -94,6 +96,41 @@ func TestAnEvictionIsAnswered(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestWhoeverAsksMakesNoWorkForTheAPIServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := node(nil)
+		api := fake.NewClientset(n)
+		nodes := NewNodes(slog.New(slog.DiscardHandler), &Client{core: api}, &Watches{nodes: informer(&cache.ListWatch{}, nil, &corev1.Node{})}, &drains{})
+		if nodes.Cordoned(t.Context(), "n1") || len(api.Actions()) != 0 {
+			t.Errorf("asked for a node that nobody knows: %v", api.Actions())
+		}
+		if err := nodes.w.nodes.GetStore().Add(n); err != nil {
+			t.Fatal(err)
+		}
+		for range 1000 {
+			_ = nodes.Cordoned(t.Context(), "n1")
+		}
+		if got := len(api.Actions()); got != 1 {
+			t.Errorf("asked %d times at once", got)
+		}
+		// Whoever has cordoned it and asks again later is heard.
+		time.Sleep(readEvery)
+		if _, err := api.CoreV1().Nodes().Update(t.Context(), node(func(n *corev1.Node) { n.Spec.Unschedulable = true }), metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if !nodes.Cordoned(t.Context(), "n1") {
+			t.Error("the cordon is not seen")
+		}
+		if err := nodes.w.nodes.GetStore().Delete(n); err != nil {
+			t.Fatal(err)
+		}
+		nodes.round()
+		if len(nodes.read) != 0 {
+			t.Errorf("kept of a node that is gone: %v", nodes.read)
+		}
+	})
 }
 
 func FuzzTheDrainWebhookAnswersAnything(f *testing.F) {

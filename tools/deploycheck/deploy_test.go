@@ -79,7 +79,7 @@ func TestTheControllerIsRestricted(t *testing.T) {
 	if !pod.SecurityContext.RunAsNonRoot || pod.SecurityContext.SeccompProfile.Type != "RuntimeDefault" || pod.HostNetwork || pod.HostPID || pod.HostIPC {
 		t.Errorf("pod %+v", pod.SecurityContext)
 	}
-	for _, c := range pod.Containers {
+	for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
 		s := c.SecurityContext
 		if s.Privileged || s.AllowPrivilegeEscalation == nil || *s.AllowPrivilegeEscalation || !s.ReadOnlyRootFilesystem ||
 			!slices.Equal(s.Capabilities.Drop, []string{"ALL"}) || len(s.Capabilities.Add) > 0 {
@@ -216,6 +216,45 @@ func TestEveryRightHasItsReason(t *testing.T) {
 	same(t, "rights", rights, page)
 }
 
+// A role is worth what it is bound to: everybody may read the authority's
+// certificate, and nobody but our own accounts gets anything else from us.
+func TestRolesAreBoundToOurAccountsAlone(t *testing.T) {
+	all := everything(t)
+	roles := map[string]bool{}
+	for _, o := range all {
+		if o.Kind == "Role" || o.Kind == "ClusterRole" {
+			roles[o.Kind+"/"+o.Metadata.Namespace+"/"+o.Metadata.Name] = true
+		}
+	}
+	everybody := reference{Kind: "Group", Name: "system:authenticated"}
+	found := 0
+	for _, o := range all {
+		if o.Kind != "RoleBinding" && o.Kind != "ClusterRoleBinding" {
+			continue
+		}
+		found++
+		what, in := o.Kind+" "+o.Metadata.Namespace+"/"+o.Metadata.Name, o.Metadata.Namespace
+		if o.RoleRef.Kind == "ClusterRole" {
+			in = ""
+		}
+		if !roles[o.RoleRef.Kind+"/"+in+"/"+o.RoleRef.Name] {
+			t.Errorf("%s is of %s %s, which is none of ours", what, o.RoleRef.Kind, o.RoleRef.Name)
+		}
+		if len(o.Subjects) == 0 {
+			t.Errorf("%s is for nobody", what)
+		}
+		for _, s := range o.Subjects {
+			ours := s.Kind == "ServiceAccount" && (s.Namespace == "hearth-system" || s.Namespace == "hearth-nodes")
+			if !ours && (o.Kind != "RoleBinding" || o.RoleRef.Name != "hearth-ca-reader" || s != everybody) {
+				t.Errorf("%s gives %s to %+v", what, o.RoleRef.Name, s)
+			}
+		}
+	}
+	if found < 4 {
+		t.Errorf("only %d bindings were found", found)
+	}
+}
+
 // whats are a rule's objects as the page writes them.
 func whats(r rule) []string {
 	if len(r.NonResourceURLs) > 0 {
@@ -250,7 +289,9 @@ func checkRule(t *testing.T, role string, r rule) {
 	if slices.Contains(r.Resources, "secrets") && (len(r.ResourceNames) == 0 || slices.Contains(r.Verbs, "list") || slices.Contains(r.Verbs, "watch")) {
 		t.Errorf("%s may read secrets that are not its own: %+v", role, r)
 	}
-	for _, resource := range []string{"serviceaccounts/token", "pods/exec", "nodes/proxy", "pods/ephemeralcontainers"} {
+	for _, resource := range []string{
+		"serviceaccounts/token", "pods/exec", "pods/attach", "pods/portforward", "nodes/proxy", "pods/ephemeralcontainers", "pods/binding",
+	} {
 		if slices.Contains(r.Resources, resource) {
 			t.Errorf("%s has %s", role, resource)
 		}

@@ -59,8 +59,10 @@ type object struct {
 		Name, Namespace string
 		Labels          map[string]string
 	}
-	Rules []rule
-	Spec  struct {
+	Rules    []rule
+	RoleRef  reference   `json:"roleRef"`
+	Subjects []reference `json:"subjects"`
+	Spec     struct {
 		Replicas       int
 		UpdateStrategy struct {
 			RollingUpdate struct{ MaxSurge, MaxUnavailable int }
@@ -70,6 +72,8 @@ type object struct {
 	Data map[string]string
 	Type string
 }
+
+type reference struct{ Kind, Name, Namespace string }
 
 type rule struct {
 	APIGroups       []string `json:"apiGroups"`
