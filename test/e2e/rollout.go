@@ -57,18 +57,12 @@ func (w *world) rollout(ctx context.Context) (f facts, err error) {
 	}
 	f.ms("claim_gap_ms", longest)
 	f.add("claims", claims)
-	names := len(f)
 	if err := l.check(ctx, &f); err != nil {
 		return f, err
 	}
-	for _, c := range l.envs {
-		r, err := l.report(c)
-		if err != nil {
-			return f, err
-		}
-		// What no agent has a part in stands still on a busy machine too.
-		if r.NameGap > mostDNSGap+r.NetGap {
-			return f, fmt.Errorf("names were gone for %d ms, at most %d longer than the network: %v", r.NameGap, mostDNSGap, f[names:])
+	for _, s := range l.nodes {
+		if s.names > mostDNSGap+s.net {
+			return f, fmt.Errorf("a node answered no names for %d ms, at most %d longer than its network: %v", s.names, mostDNSGap, f)
 		}
 	}
 	if longest > mostClaimGap {
