@@ -98,7 +98,10 @@ func (c *clock) tick() {
 	c.g.step(c.t.Context(), c.now)
 }
 
-func newClock(t *testing.T, g *Guard) *clock { return &clock{t, g, time.Unix(1e9, 0)} }
+func newClock(t *testing.T, g *Guard) *clock {
+	t.Helper()
+	return &clock{t, g, time.Unix(1e9, 0)}
+}
 
 func TestWhoWritesFastIsStalledAtTheMarkAndNobodyElse(t *testing.T) {
 	m, g := guarded(t)
