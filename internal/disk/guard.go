@@ -66,7 +66,10 @@ type Guard struct {
 	relieved   bool // since the last shortage, or the start, all go on
 	complained time.Time
 
+	stalls sync.WaitGroup // calls of Stall under way
+
 	mu       sync.Mutex // guards what follows
+	stalling map[env.SlotID]struct{}
 	subjects map[env.SlotID]subject
 	levels   []level // as last looked at
 	short    map[shortKey]bool
@@ -81,7 +84,7 @@ type shortKey struct {
 func newGuard(cfg Config, k kernel, statfs func(string) (Space, error), log *slog.Logger) (*Guard, error) {
 	g := &Guard{
 		cfg: cfg, kernel: k, statfs: statfs, log: log, metrics: newMetrics(),
-		subjects: map[env.SlotID]subject{}, short: map[shortKey]bool{},
+		stalling: map[env.SlotID]struct{}{}, subjects: map[env.SlotID]subject{}, short: map[shortKey]bool{},
 	}
 	levels, err := g.look()
 	if err != nil {
@@ -131,6 +134,7 @@ func (g *Guard) Admit(need uint64) error {
 
 // Run guards until ctx ends. What is stalled then stays so.
 func (g *Guard) Run(ctx context.Context) error {
+	defer g.stalls.Wait()
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
@@ -244,10 +248,26 @@ func (g *Guard) reading(now time.Time) map[env.SlotID]Written {
 	return out
 }
 
+// stall stalls a slot beside the looks: a process that waits for the disk in the
+// kernel is not frozen before that answers, and meanwhile the others write on.
 func (g *Guard) stall(ctx context.Context, r rate, l level) {
 	g.mu.Lock()
 	class := g.subjects[r.slot].class
+	_, under := g.stalling[r.slot]
+	g.stalling[r.slot] = struct{}{}
 	g.mu.Unlock()
+	if under {
+		return
+	}
+	g.stalls.Go(func() {
+		g.stallNow(ctx, r, l, class)
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		delete(g.stalling, r.slot)
+	})
+}
+
+func (g *Guard) stallNow(ctx context.Context, r rate, l level, class string) {
 	err := g.cfg.Stall(ctx, r.slot, l.String())
 	switch {
 	case err == nil:

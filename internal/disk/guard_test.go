@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -19,6 +20,7 @@ type machine struct {
 	space   Space
 	fault   error // of statfs
 	written map[uint64]Written
+	mu      sync.Mutex // guards stalled
 	stalled []env.SlotID
 	refuse  map[env.SlotID]error
 	relief  int
@@ -67,6 +69,8 @@ func guarded(t *testing.T) (*machine, *Guard) {
 			if err := m.refuse[slot]; err != nil {
 				return err
 			}
+			m.mu.Lock()
+			defer m.mu.Unlock()
 			m.stalled = append(m.stalled, slot)
 			return nil
 		},
@@ -96,6 +100,7 @@ type clock struct {
 func (c *clock) tick() {
 	c.now = c.now.Add(lookEvery)
 	c.g.step(c.t.Context(), c.now)
+	c.g.stalls.Wait()
 }
 
 func newClock(t *testing.T, g *Guard) *clock {
@@ -147,7 +152,8 @@ func TestManyWritersAreStalledAtOnce(t *testing.T) {
 		m.write(cgroup, 1e6*(cgroup+1), 0)
 	}
 	c.tick()
-	if diff := cmp.Diff([]env.SlotID{"c", "b", "a"}, m.stalled); diff != "" {
+	slices.Sort(m.stalled)
+	if diff := cmp.Diff([]env.SlotID{"a", "b", "c"}, m.stalled); diff != "" {
 		t.Errorf("stalled (-want +got):\n%s", diff)
 	}
 }
@@ -274,5 +280,36 @@ func TestAWriterFasterThanTheMarginIsStalledInTime(t *testing.T) {
 	}
 	if m.space.FreeBytes < 160e6 {
 		t.Errorf("%d bytes are left: the mark was passed", m.space.FreeBytes)
+	}
+}
+
+// A slot that cannot be frozen yet keeps nobody else from being stalled, and is
+// not asked again meanwhile.
+func TestASlotThatDoesNotFreezeKeepsNobodyFromBeingStalled(t *testing.T) {
+	m, g := guarded(t)
+	c := newClock(t, g)
+	c.tick()
+	hangs, calls := make(chan struct{}), make(chan env.SlotID, 10)
+	g.cfg.Stall = func(_ context.Context, slot env.SlotID, _ string) error {
+		calls <- slot
+		if slot == "a" {
+			<-hangs
+		}
+		return nil
+	}
+	m.space.FreeBytes = 100e6
+	for cgroup, slot := range []env.SlotID{"a", "b"} {
+		m.write(0, 1e6, 0) // all the time
+		m.write(uint64(cgroup), 1e6, 0)
+		c.now = c.now.Add(lookEvery)
+		g.step(t.Context(), c.now)
+		if got := <-calls; got != slot {
+			t.Errorf("stalled %s, want %s", got, slot)
+		}
+	}
+	close(hangs)
+	g.stalls.Wait()
+	if len(calls) != 0 {
+		t.Errorf("%s was asked twice", <-calls)
 	}
 }
