@@ -62,7 +62,7 @@ network:
 ids: {count: 64}
 limits: {slots: 32}
 # The machine's disk may be as full as it is.
-disk: {keepFree: 64Mi, keepFreeInodes: 1000}
+disk: {keepFree: 64Mi, keepFreeInodes: "1000"}
 api:
   listen: 127.0.0.1:%s
   advertise: 127.0.0.1:%s
