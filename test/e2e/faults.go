@@ -195,7 +195,10 @@ func (w *world) apiDown(ctx context.Context) (f facts, err error) {
 		return f, err
 	}
 	back := time.Now()
-	if err := eventually(ctx, 60*time.Second, func() error {
+	// The controller's way there is a service, which kube-proxy brings back when it
+	// has heard of the API server again: by the back-off of client-go's reflectors,
+	// 30 to 60 seconds.
+	if err := eventually(ctx, 120*time.Second, func() error {
 		c, err := w.claim(w.ctl(), class)
 		if err != nil {
 			return err
