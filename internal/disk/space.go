@@ -24,13 +24,6 @@ func (m Mark) of(whole uint64) uint64 {
 	return m.Amount
 }
 
-func (m Mark) String() string {
-	if m.Percent > 0 {
-		return fmt.Sprintf("%d%%", m.Percent)
-	}
-	return fmt.Sprint(m.Amount)
-}
-
 // resource is what a filesystem can be short of.
 type resource int
 
