@@ -169,6 +169,32 @@ func TestAPausedEnvironmentMovesAndStaysPaused(t *testing.T) {
 	})
 }
 
+// Only the disk of its node keeps a stalled environment; elsewhere it runs.
+func TestAStalledEnvironmentIsToldOfMovesAndRuns(t *testing.T) {
+	inBubble(t, []string{"a", "b"}, func(w *peers) {
+		t := w.t
+		id := w.claim("k")
+		a := w.nodes["a"]
+		w.mu.Lock()
+		a.envs[id].Phase = hearthv1.Phase_PHASE_STALLED
+		w.mu.Unlock()
+		a.connect() // its next inventory says so
+		synctest.Wait()
+		if r := w.record(id); r.GetPhase() != hearthv1.Phase_PHASE_STALLED || w.happened(fleet.Stalled) != 1 {
+			t.Errorf("record = %v, events = %v", r, w.told())
+		}
+		w.fleet.SetNodes(drain("a"))
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if got := w.where()[id]; got != "b/2 running;" {
+			t.Errorf("it is at %q", got)
+		}
+		if r := w.record(id); r.GetPhase() != hearthv1.Phase_PHASE_RUNNING {
+			t.Errorf("record = %v", r)
+		}
+	})
+}
+
 func TestADrainLeavesWhatCannotMoveAndSaysSo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newPeers(t, fleet.Config{}, "a", "b")

@@ -360,7 +360,8 @@ func (n *peer) Snapshot(ctx context.Context, r *hearthv1.NodeSnapshotRequest) (o
 		if err != nil {
 			return err
 		}
-		if p := e.Phase; p != hearthv1.Phase_PHASE_RUNNING && p != hearthv1.Phase_PHASE_PAUSED {
+		p := e.Phase // a stalled one is captured to be moved only: its node's disk is short
+		if p != hearthv1.Phase_PHASE_RUNNING && p != hearthv1.Phase_PHASE_PAUSED && (p != hearthv1.Phase_PHASE_STALLED || !r.GetHold()) {
 			return fmt.Errorf("%w: environment is %s", env.ErrState, p)
 		}
 		n.snapshots++
