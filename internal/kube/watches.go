@@ -42,7 +42,7 @@ func (c *Client) NewWatches(namespace string) *Watches {
 }
 
 func informer(lw *cache.ListWatch, client any, example runtime.Object) cache.SharedIndexInformer {
-	i := cache.NewSharedIndexInformerWithOptions(cache.ToListWatcherWithWatchListSemantics(lw, client), example, cache.SharedIndexInformerOptions{})
+	i := cache.NewSharedIndexInformerWithOptions(cache.ToListWatcherWithWatchListSemantics(persistent(lw), client), example, cache.SharedIndexInformerOptions{})
 	_ = i.SetTransform(lighter) // refused only of an informer that runs
 	return i
 }

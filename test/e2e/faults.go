@@ -208,6 +208,9 @@ func (w *world) apiDown(ctx context.Context) (f facts, err error) {
 		return f, fmt.Errorf("durable claims after the API server is back: %w", err)
 	}
 	f.ms("durable_again_ms", time.Since(back))
+	if err := w.followed(ctx, &f); err != nil {
+		return f, err
+	}
 	if err := l.check(ctx, &f); err != nil {
 		return f, err
 	}
@@ -215,6 +218,28 @@ func (w *world) apiDown(ctx context.Context) (f facts, err error) {
 		return f, fmt.Errorf("%d of %d commands failed while the API server was down", l.fails.Load(), l.execs.Load())
 	}
 	return f, w.poolsFull(ctx, 60*time.Second)
+}
+
+// followed checks that the controller follows what is written in Kubernetes again,
+// once it can write itself.
+func (w *world) followed(ctx context.Context, f *facts) (err error) {
+	node, err := w.second()
+	if err != nil {
+		return err
+	}
+	begun := time.Now()
+	if _, err := w.kubectl("cordon", node); err != nil {
+		return err
+	}
+	defer func() {
+		_, again := w.kubectl("uncordon", node)
+		err = errors.Join(err, again)
+	}()
+	if err := w.noClaimsOn(ctx, node); err != nil {
+		return fmt.Errorf("cordoned after the API server is back: %w", err)
+	}
+	f.ms("cordon_again_ms", time.Since(begun))
+	return nil
 }
 
 // downFor is how long the API server is away.

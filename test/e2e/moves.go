@@ -86,6 +86,7 @@ func (w *world) drain(ctx context.Context) (f facts, err error) {
 			return f, err
 		}
 	}
+	begun := time.Now()
 	if _, err := w.kubectl("cordon", node); err != nil {
 		return f, err
 	}
@@ -96,11 +97,11 @@ func (w *world) drain(ctx context.Context) (f facts, err error) {
 	if err := w.noClaimsOn(ctx, node); err != nil {
 		return f, fmt.Errorf("cordoned: %w", err)
 	}
+	f.ms("cordon_ms", time.Since(begun))
 	if left, err := w.onNode(ctx, node); err != nil || len(left) < len(here) {
 		return f, fmt.Errorf("a cordon moved environments: %v left: %v", left, err)
 	}
-	f.add("cordon", "no-claims")
-	begun := time.Now()
+	begun = time.Now()
 	out, err := w.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=120s")
 	if err != nil {
 		return f, fmt.Errorf("%w: %s", err, out)
@@ -133,23 +134,25 @@ func (w *world) drain(ctx context.Context) (f facts, err error) {
 	return f, w.releaseAll(w.ctl(), here...)
 }
 
-// noClaimsOn claims a few times: none goes to the node.
+// noClaimsOn waits until no claim goes to the node, which the controller hears of by
+// a watch: four in a row.
 func (w *world) noClaimsOn(ctx context.Context, node string) error {
-	time.Sleep(500 * time.Millisecond) // the cordon reaches the controller by a watch
-	for range 4 {
-		c, err := w.claim(w.ctl(), class)
-		if err != nil {
-			return err
+	return eventually(ctx, 5*time.Second, func() error {
+		for range 4 {
+			c, err := w.claim(w.ctl(), class)
+			if err != nil {
+				return err
+			}
+			at, _, err := w.where(w.ctl(), c.ID())
+			if err = errors.Join(err, w.releaseAll(w.ctl(), c)); err != nil {
+				return err
+			}
+			if at == node {
+				return fmt.Errorf("a claim went to %s", node)
+			}
 		}
-		at, _, err := w.where(w.ctl(), c.ID())
-		if err = errors.Join(err, w.releaseAll(w.ctl(), c)); err != nil {
-			return err
-		}
-		if at == node {
-			return fmt.Errorf("a claim went to %s", node)
-		}
-	}
-	return ctx.Err()
+		return nil
+	})
 }
 
 // partition cuts the second node off until its agent fences itself and the
