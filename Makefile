@@ -17,6 +17,10 @@ STAMPS  := $(RUNTIME)/.stamps
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 LDFLAGS := -X main.version=$(VERSION)
 
+# One set of flags for all that is built and not run with the race detector, the
+# linter's view of it too: what one target has compiled, the others need not.
+BUILD := CGO_ENABLED=0 $(GO) build -trimpath
+
 # Versions live in the go.mod files of tools/runtime, with pinned sums.
 module-version = $(shell awk '{ for (i = 1; i < NF; i++) if ($$i == "$(2)" && $$(i+1) ~ /^v[0-9]/) { print $$(i+1); exit } }' tools/runtime/$(1)/go.mod)
 CONTAINERD_VERSION := $(call module-version,containerd,github.com/containerd/containerd/v2)
@@ -31,7 +35,7 @@ DEBIAN_VM     := qemu-system-x86 busybox-static e2fsprogs
 
 # Programs of tools/go.mod and tools/lint/go.mod, so that their dependencies
 # never meet ours.
-TOOL = $(GO) -C tools run
+TOOL = CGO_ENABLED=0 $(GO) -C tools run -trimpath
 
 # Tests and the demo find containerd, its shim and runc here.
 export PATH := $(RUNTIME):$(PATH)
@@ -104,8 +108,8 @@ cluster-binaries: $(KUBERNETES_STAMP) $(ETCD_STAMP) $(CNI_STAMP) cluster-program
 # The cluster's own driver, and the program of its sandbox image.
 cluster-programs:
 	@mkdir -p $(CLUSTER)
-	@CGO_ENABLED=0 $(GO) build -trimpath -o $(CLUSTER)/cluster ./test/cluster/cmd
-	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(CLUSTER)/pause ./test/cluster/pause
+	@$(BUILD) -o $(CLUSTER)/cluster ./test/cluster/cmd
+	@$(BUILD) -ldflags '-s -w' -o $(CLUSTER)/pause ./test/cluster/pause
 
 $(KUBERNETES_STAMP): tools/runtime/kubernetes/go.mod tools/runtime/kubernetes/go.sum
 	@echo "cluster-binaries: build Kubernetes $(KUBERNETES_VERSION)" >&2
@@ -130,8 +134,8 @@ $(CNI_STAMP): tools/runtime/cni/go.mod tools/runtime/cni/go.sum
 .PHONY: build
 build: ## compile nodeagent, controller, envinit and hearthctl into bin/
 	@mkdir -p $(BIN)
-	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/nodeagent ./cmd/controller ./cmd/hearthctl
-	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w $(LDFLAGS)' -o $(BIN)/ ./cmd/envinit
+	@$(BUILD) -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/nodeagent ./cmd/controller ./cmd/hearthctl
+	@$(BUILD) -ldflags '-s -w $(LDFLAGS)' -o $(BIN)/ ./cmd/envinit
 
 .PHONY: image
 image: $(IMAGE) ## make the demo's OCI image from busybox-static, without a registry
@@ -148,7 +152,7 @@ IMAGE_NAMES  = -ref docker.io/hearth/$(1):$(VERSION) -ref docker.io/hearth/$(1):
 .PHONY: images
 images: $(IMAGE) ## make the images of agent, controller and hold pods as OCI archives in .image/, without a container engine
 	@mkdir -p $(IMAGES)/bin
-	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w $(LDFLAGS)' -o $(IMAGES)/bin/ ./cmd/nodeagent ./cmd/controller ./cmd/envinit
+	@$(BUILD) -ldflags '-s -w $(LDFLAGS)' -o $(IMAGES)/bin/ ./cmd/nodeagent ./cmd/controller ./cmd/envinit
 	@CGO_ENABLED=0 $(GO) -C tools build -trimpath -ldflags '-s -w' -o $(IMAGES)/bin/ ./pause ./mkimage
 	@$(IMAGES)/bin/mkimage $(call IMAGE_NAMES,nodeagent) -file $(IMAGES)/bin/nodeagent=/usr/bin/nodeagent -file $(IMAGES)/bin/envinit=/usr/bin/envinit \
 	  -entrypoint /usr/bin/nodeagent -o $(IMAGES)/nodeagent.tar
@@ -180,7 +184,8 @@ test-unit: ## unit tests with -race; no root, under a minute after the build
 
 .PHONY: test
 test: need-root deps build image ## as root: unit, kernel and node tests with -race; compares skips with test/skips.txt
-	@$(TOOL) ./testreport -dir $(CURDIR) -skips test/skips.txt -race
+	@CGO_ENABLED=0 $(GO) -C tools build -trimpath -o $(RUNTIME)/ ./testreport
+	@$(RUNTIME)/testreport -dir $(CURDIR) -skips test/skips.txt -race
 
 .PHONY: need-root
 need-root:
@@ -209,15 +214,15 @@ test-kube: cluster-binaries ## state, leadership, classes, hold pods and identit
 
 .PHONY: test-deploy
 test-deploy: ## render every base of deploy/ and hold rights, host paths and privileges against docs/security.md
-	@$(GO) -C tools test -count=1 ./deploycheck
+	@CGO_ENABLED=0 $(GO) -C tools test -trimpath -count=1 ./deploycheck
 
 .PHONY: test-alerts
 test-alerts: monitoring ## alerts, scrape configuration and dashboard against a real promtool
-	@$(GO) run ./test/monitoring/promcheck -promtool $(MONITORING)/usr/bin/promtool
+	@CGO_ENABLED=0 $(GO) run -trimpath ./test/monitoring/promcheck -promtool $(MONITORING)/usr/bin/promtool
 
 .PHONY: e2e-programs
 e2e-programs: deps cluster-binaries monitoring build images demo-programs
-	@$(GO) build -trimpath -o $(RUNTIME)/ ./test/e2e
+	@$(BUILD) -o $(RUNTIME)/ ./test/e2e
 
 # JOURNEYS='detect drain' goes through those and install only; KEEP=1 leaves the
 # cluster running, for `.bin/e2e again JOURNEY…` and `.bin/e2e down`.
@@ -238,6 +243,10 @@ verify: deps-verify ## generate, format, tidy, lint and docs in a copy of the tr
 lint: ## static analysis by .golangci.yml
 	@tools/lint.sh
 
+.PHONY: lint-program
+lint-program: # the linter alone, minutes when cold
+	@tools/lint.sh --build
+
 .PHONY: docs
 docs: ## check links, make targets and the dependency table of the documents
 	@$(TOOL) ./docscheck -dir $(CURDIR)
@@ -248,7 +257,7 @@ docs: ## check links, make targets and the dependency table of the documents
 .PHONY: demo-programs
 demo-programs:
 	@mkdir -p $(RUNTIME)
-	@CGO_ENABLED=0 $(GO) build -trimpath -o $(RUNTIME)/ ./test/demo ./test/demo/probe
+	@$(BUILD) -o $(RUNTIME)/ ./test/demo ./test/demo/probe
 
 # KEEP=1 on the command line reaches the demo as a variable of its environment.
 .PHONY: demo

@@ -1,6 +1,6 @@
 #!/bin/bash
-# lint.sh: golangci-lint, built once from its pinned module, over every module
-# of ours.
+# lint.sh [--build]: golangci-lint, built once from its pinned module, over every
+# module of ours. With --build it is only built.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tools/modules.sh
@@ -14,6 +14,10 @@ if [ ! -x "$linter" ]; then
 	(cd tools/lint && go build -trimpath -ldflags '-s -w' -o "$linter" github.com/golangci/golangci-lint/v2/cmd/golangci-lint)
 fi
 
+[ "${1:-}" != --build ] || exit 0
+
+# As everything else is built, so that the linter finds it compiled.
+export CGO_ENABLED=0 GOFLAGS="$(go env GOFLAGS) -trimpath"
 config=$PWD/.golangci.yml
 status=0
 for module in "${MODULES[@]}"; do
