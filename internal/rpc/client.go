@@ -12,18 +12,17 @@ import (
 // UnixURL is the base URL for clients made by UnixClient.
 const UnixURL = "http://hearth"
 
-// UnixClient makes an HTTP client that speaks HTTP/2 over one lasting
-// connection to the Unix socket at path. It connects at the first call; close it
-// with CloseIdleConnections.
+// UnixClient makes an HTTP client of the Unix socket at path: calls over lasting
+// connections of HTTP/1.1, of which each has one at a time, streams over one of
+// HTTP/2. It connects at the first call; close it with CloseIdleConnections.
 func UnixClient(path string) *http.Client {
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
 	var d net.Dialer
+	dial := func(ctx context.Context) (net.Conn, error) { return d.DialContext(ctx, "unix", path) }
 	t := transport(protocols)
-	t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return d.DialContext(ctx, "unix", path)
-	}
-	return &http.Client{Transport: cutting{t}}
+	t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }
+	return &http.Client{Transport: byKind{calls: &unary{dial: dial}, streams: cutting{t}}}
 }
 
 // TLSClient makes an HTTP client that speaks HTTP/2 over TLS as cfg says, one
