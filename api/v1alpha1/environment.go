@@ -1,14 +1,16 @@
 package v1alpha1
 
-import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
 
 // Environment asks for one environment of a class, and is one for as long as it
 // exists: deleting the object releases the environment. Its namespace is the
 // tenant. Claims through the API of a durable class make such objects too, named
 // like the environment's id.
 //
-// Everything but labels and annotations is fixed at creation: another machine is
-// another object.
+// Everything but resources, timeToLive, labels and annotations is fixed at creation: another
+// machine is another object.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
@@ -22,6 +24,7 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // +kubebuilder:printcolumn:name="Message",type=string,JSONPath=`.status.message`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:printcolumn:name="ID",type=string,priority=1,JSONPath=`.status.id`
+// +kubebuilder:printcolumn:name="Expires",type=string,priority=1,JSONPath=`.status.expiresAt`
 // +kubebuilder:printcolumn:name="Generation",type=integer,priority=1,JSONPath=`.spec.placement.generation`
 type Environment struct {
 	metav1.TypeMeta `json:",inline"`
@@ -47,6 +50,8 @@ type EnvironmentList struct {
 }
 
 // EnvironmentSpec is what the caller decides; placement is the controller's.
+//
+// +kubebuilder:validation:XValidation:rule="!has(oldSelf.claim) || has(self.resources) == has(oldSelf.resources) && (!has(self.resources) || self.resources == oldSelf.resources)",message="resources of an environment that was claimed through the API are changed there"
 type EnvironmentSpec struct {
 	// class is the EnvironmentClass.
 	// +kubebuilder:validation:MinLength=1
@@ -78,6 +83,20 @@ type EnvironmentSpec struct {
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="snapshot cannot be changed: make another Environment"
 	// +optional
 	Snapshot string `json:"snapshot,omitempty"`
+
+	// timeToLive after its claim the environment is released, and this object is
+	// deleted; at most what the class allows. Absent is what the class says. It
+	// may be changed while the environment lives, and counts from the claim then
+	// too.
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s')",message="at least 1s, or no timeToLive at all"
+	// +optional
+	TimeToLive *metav1.Duration `json:"timeToLive,omitempty"`
+
+	// resources are limits of this environment alone, in place of its class's. They
+	// may be changed while it lives; what is taken away again stays as it was. Of an
+	// environment that was claimed through the API they are changed there.
+	// +optional
+	Resources *EnvironmentResources `json:"resources,omitempty"`
 
 	// claim is how a call through the API made this object. It holds digests only.
 	// +optional
@@ -172,6 +191,20 @@ type EnvironmentStatus struct {
 	// +optional
 	Generation int64 `json:"generation,omitempty"`
 
+	// reason is idle, of an environment that is paused because it did nothing, or
+	// expired, of one whose time to live has ended.
+	// +kubebuilder:validation:MaxLength=64
+	// +optional
+	Reason string `json:"reason,omitempty"`
+
+	// expiresAt is when the environment is released. Absent is never.
+	// +optional
+	ExpiresAt *metav1.Time `json:"expiresAt,omitempty"`
+
+	// timeToLive is the spec's that is in force.
+	// +optional
+	TimeToLive *metav1.Duration `json:"timeToLive,omitempty"`
+
 	// message says why, for failed, quarantined, fenced and stalled.
 	// +kubebuilder:validation:MaxLength=1024
 	// +optional
@@ -185,6 +218,10 @@ type EnvironmentStatus struct {
 	// +kubebuilder:validation:MaxLength=256
 	// +optional
 	Address string `json:"address,omitempty"`
+
+	// resources are the limits in force.
+	// +optional
+	Resources *EnvironmentResources `json:"resources,omitempty"`
 
 	// claimedAt is when the environment began to run.
 	// +optional

@@ -1,7 +1,6 @@
 package v1alpha1
 
 import (
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -96,6 +95,15 @@ type EnvironmentClassSpec struct {
 	// +optional
 	Ports []Port `json:"ports,omitempty"`
 
+	// lifetime says when environments end or pause by themselves.
+	// +optional
+	Lifetime Lifetime `json:"lifetime,omitzero"`
+
+	// hygiene says what environments may have in common with their image, or with
+	// the environment that they were forked from.
+	// +optional
+	Hygiene Hygiene `json:"hygiene,omitzero"`
+
 	// durability is durable, for environments that the controller stores before
 	// it makes them and that outlive it, or ephemeral, for those of which only
 	// their nodes know: nothing is written for them, and they are claimed also
@@ -110,6 +118,30 @@ type EnvironmentClassSpec struct {
 	// +kubebuilder:default=fence
 	// +optional
 	OnPartition OnPartition `json:"onPartition,omitempty"`
+}
+
+// Lifetime says when environments end or pause by themselves.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.timeToLive) || !has(self.maxTimeToLive) || duration(self.timeToLive) <= duration(self.maxTimeToLive)",message="timeToLive is longer than maxTimeToLive"
+type Lifetime struct {
+	// timeToLive after its claim an environment is released, unless the claim or
+	// an extension says otherwise. Absent is maxTimeToLive; without both, never.
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s')",message="at least 1s, or no timeToLive at all"
+	// +optional
+	TimeToLive *metav1.Duration `json:"timeToLive,omitempty"`
+
+	// maxTimeToLive is how far ahead a claim or an extension may set the end.
+	// Absent is timeToLive; without both there is no bound.
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s')",message="at least 1s, or no maxTimeToLive at all"
+	// +optional
+	MaxTimeToLive *metav1.Duration `json:"maxTimeToLive,omitempty"`
+
+	// pauseWhenIdle pauses an environment that has used next to no CPU and
+	// network for so long and in which nobody has a process, a file or a port
+	// open. It goes on by itself when somebody does. Absent is never.
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('5s')",message="at least 5s, or no pauseWhenIdle at all"
+	// +optional
+	PauseWhenIdle *metav1.Duration `json:"pauseWhenIdle,omitempty"`
 }
 
 // Durability says whether the controller stores environments.
@@ -166,7 +198,7 @@ type RestartPolicy string
 
 // Readiness is one probe, run inside the environment.
 //
-// +kubebuilder:validation:XValidation:rule="[has(self.command), has(self.tcp), has(self.http)].filter(x, x).size() == 1",message="exactly one of command, tcp and http must be set"
+// +kubebuilder:validation:XValidation:rule="[has(self.command), has(self.tcp), has(self.http), has(self.file)].filter(x, x).size() == 1",message="exactly one of command, tcp, http and file must be set"
 type Readiness struct {
 	// command is ready when it exits with 0.
 	// +kubebuilder:validation:MaxItems=256
@@ -181,6 +213,10 @@ type Readiness struct {
 	// http is ready when a GET on 127.0.0.1 answers with 200 to 399.
 	// +optional
 	HTTP *HTTPProbe `json:"http,omitempty"`
+
+	// file is ready when a regular file is there.
+	// +optional
+	File *FileProbe `json:"file,omitempty"`
 
 	// timeout bounds the whole probing; a slot that is not ready by then is
 	// discarded.
@@ -214,21 +250,16 @@ type HTTPProbe struct {
 	Path string `json:"path,omitempty"`
 }
 
-// Resources are hard limits of one environment.
-type Resources struct {
-	// cpu in CPUs: "500m" is half of one.
-	// +optional
-	CPU *resource.Quantity `json:"cpu,omitempty"`
+// FileProbe looks for a file that a service or a script makes when it is ready.
+type FileProbe struct {
+	// path is absolute; a symbolic link is followed.
+	// +kubebuilder:validation:Pattern=`^/`
+	// +kubebuilder:validation:MaxLength=4095
+	Path string `json:"path"`
 
-	// memory in bytes: "2Gi".
+	// nonEmpty waits until the file has content.
 	// +optional
-	Memory *resource.Quantity `json:"memory,omitempty"`
-
-	// pids bounds processes and threads together.
-	// +kubebuilder:validation:Minimum=16
-	// +kubebuilder:validation:Maximum=4194304
-	// +optional
-	PIDs *int64 `json:"pids,omitempty"`
+	NonEmpty bool `json:"nonEmpty,omitempty"`
 }
 
 // Warm sizes a pool.
@@ -244,6 +275,25 @@ type Warm struct {
 	// never.
 	// +optional
 	MaxAge *metav1.Duration `json:"maxAge,omitempty"`
+
+	// checkEvery probes a ready slot again whose readiness was seen so long ago;
+	// one that fails is replaced. "0s" is never.
+	// +kubebuilder:default="10m"
+	// +optional
+	CheckEvery *metav1.Duration `json:"checkEvery,omitempty"`
+
+	// rollEvery is the least time between two replacements of ready slots
+	// because the class changed. Absent is as fast as slots can be prepared, one
+	// at a time.
+	// +optional
+	RollEvery *metav1.Duration `json:"rollEvery,omitempty"`
+
+	// deflate lets the memory of ready slots go to the node's swap until they are
+	// claimed: more of them fit, and what a service needs first after the claim
+	// comes back from there. Nodes without swap or without the memory controller
+	// in cgroup v2 say so and keep the slots as they are.
+	// +optional
+	Deflate bool `json:"deflate,omitempty"`
 }
 
 // EgressMode is the base of an egress policy.
@@ -316,6 +366,22 @@ type Snapshot struct {
 	// onRelease takes a snapshot before an environment is released.
 	// +optional
 	OnRelease bool `json:"onRelease,omitempty"`
+}
+
+// Trait is something that identifies a machine.
+// +kubebuilder:validation:Enum=hostname;hosts;machineId;sshHostKeys;randomSeed
+type Trait string
+
+// Hygiene is the part of a machine's identity that is not renewed.
+type Hygiene struct {
+	// keep names what is left as the image or the snapshot has it: hostname
+	// (/etc/hostname), hosts (the host's name in /etc/hosts), machineId
+	// (/etc/machine-id), sshHostKeys, randomSeed. All else of it is made anew
+	// or removed before the first service starts.
+	// +kubebuilder:validation:MaxItems=5
+	// +listType=set
+	// +optional
+	Keep []Trait `json:"keep,omitempty"`
 }
 
 // PortProtocol is what the proxy speaks on a port.

@@ -147,7 +147,7 @@ func drainingControl(dir string) error {
 		return err
 	}
 	var f *fleet.Fleet
-	f, err = fleet.New(log, store, dialer(testInstance, source, func() uint64 { return f.Epoch() }), quick, fleet.NewMetrics(prometheus.NewRegistry()))
+	f, err = fleet.New(log, store, dialer(testInstance, source, nil, func() uint64 { return f.Epoch() }), quick, fleet.NewMetrics(prometheus.NewRegistry()))
 	if err != nil {
 		return err
 	}

@@ -53,7 +53,7 @@ func TestASupersededControllerIsRefusedByNodes(t *testing.T) {
 		<-done
 	}()
 	call := func(epoch uint64) error {
-		_, err := dialer(testInstance, c.source, func() uint64 { return epoch })("n1", l.Addr().String()).
+		_, err := dialer(testInstance, c.source, nil, func() uint64 { return epoch })("n1", l.Addr().String()).
 			Inventory(t.Context(), &hearthv1.InventoryRequest{})
 		return err
 	}

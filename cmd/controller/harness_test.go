@@ -69,7 +69,7 @@ func startControlIn(t testing.TB, in cluster, dir, addr string, cfg fleet.Config
 	ok(t, err)
 	reg := prometheus.NewRegistry()
 	var f *fleet.Fleet
-	f, err = fleet.New(log, store, dialer(testInstance, source, func() uint64 { return f.Epoch() }), cfg, fleet.NewMetrics(reg))
+	f, err = fleet.New(log, store, dialer(testInstance, source, nil, func() uint64 { return f.Epoch() }), cfg, fleet.NewMetrics(reg))
 	ok(t, err)
 	none := func(string) (fleet.Principal, bool) { return fleet.Principal{}, false }
 	server := rpc.NewServer(log, apiHandler(log, rpc.NewMetrics(reg), f, ca, none, in))

@@ -161,7 +161,11 @@ func (c *inCluster) lead(ctx context.Context, l *kube.Leadership) (err error) {
 	defer func() { err = errors.Join(err, store.Close()) }()
 	events := kube.NewEvents(c.client, store)
 	defer events.Close()
-	dial := dialer(c.cfg.Instance, c.source, func() uint64 { return made.Load().Epoch() }) // nobody is called before it is made
+	tracing, err := newTracing(ctx, log, c.cfg)
+	if err != nil {
+		return err
+	}
+	dial := dialer(c.cfg.Instance, c.source, tracing, func() uint64 { return made.Load().Epoch() }) // nobody is called before it is made
 	f, err := fleet.New(log, store, dial, fleetConfig(c.cfg.Fleet, events), fleet.NewMetrics(c.reg))
 	if err != nil {
 		return err
@@ -178,6 +182,7 @@ func (c *inCluster) lead(ctx context.Context, l *kube.Leadership) (err error) {
 	calls := rpc.NewMetrics(c.reg)
 
 	g := lifecycle.NewGroup(log, stopTimeout)
+	g.Add(lifecycle.Part{Name: "tracing", Stop: tracing.Close})
 	g.Add(lifecycle.Part{Name: "fleet", Run: f.Run})
 	g.Add(lifecycle.Part{Name: "watches", Run: watches.Run})
 	g.Add(lifecycle.Part{Name: "first look", Start: func(ctx context.Context) error {
@@ -195,7 +200,7 @@ func (c *inCluster) lead(ctx context.Context, l *kube.Leadership) (err error) {
 	g.Add(served("drain webhook", log, kube.DrainHandler(log, watches, nodes, f), c.listen(c.k.Webhook.Listen)))
 	g.Add(lifecycle.Part{Name: "publish", Run: c.publish})
 	c.addAdmin(g, calls, f)
-	g.Add(served("api", log, apiHandler(log, calls, f, c.ca, listed, c.identity()), c.listen(c.cfg.API.Listen)))
+	g.Add(served("api", log, tracing.Handler(apiHandler(log, calls, f, c.ca, listed, c.identity())), c.listen(c.cfg.API.Listen)))
 	g.Add(lifecycle.Part{Name: "service", Start: func(context.Context) error { l.Serving(); return nil }})
 	c.leads.Store(g)
 	defer c.leads.Store(nil)

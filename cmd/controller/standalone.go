@@ -48,8 +48,12 @@ func serveAlone(ctx context.Context, log *slog.Logger, cfg config.Controller, fa
 	}
 	reg := obs.NewRegistry(version)
 	processMetrics(reg, func() bool { return true }, endOf(source))
+	tracing, err := newTracing(ctx, log, cfg)
+	if err != nil {
+		return err
+	}
 	var f *fleet.Fleet // before it is made nothing is called
-	f, err = fleet.New(log, store, dialer(cfg.Instance, source, func() uint64 { return f.Epoch() }), fleetConfig(cfg.Fleet, nil), fleet.NewMetrics(reg))
+	f, err = fleet.New(log, store, dialer(cfg.Instance, source, tracing, func() uint64 { return f.Epoch() }), fleetConfig(cfg.Fleet, nil), fleet.NewMetrics(reg))
 	if err != nil {
 		return err
 	}
@@ -64,13 +68,14 @@ func serveAlone(ctx context.Context, log *slog.Logger, cfg config.Controller, fa
 
 	g := lifecycle.NewGroup(log, stopTimeout)
 	metrics := rpc.NewMetrics(reg)
+	g.Add(lifecycle.Part{Name: "tracing", Stop: tracing.Close})
 	g.Add(lifecycle.Part{Name: "fleet", Run: f.Run})
 	g.Add(lifecycle.Part{Name: "upkeep", Run: func(ctx context.Context) error {
 		return upkeep(ctx, log, b, ca, source, cfg)
 	}})
 	g.Add(served("metrics", log, obs.Handler(reg, g.Ready), func() (net.Listener, error) { return net.Listen("tcp", cfg.API.Metrics) }))
 	g.Add(served("admin socket", log, adminHandler(log, metrics, f, ca), func() (net.Listener, error) { return rpc.ListenUnix(adminSocket(cfg.StateDir)) }))
-	g.Add(served("api", log, apiHandler(log, metrics, f, ca, listed, cluster{}), func() (net.Listener, error) { return rpc.ListenTLS(cfg.API.Listen, source) }))
+	g.Add(served("api", log, tracing.Handler(apiHandler(log, metrics, f, ca, listed, cluster{})), func() (net.Listener, error) { return rpc.ListenTLS(cfg.API.Listen, source) }))
 	log.Info("controller starting", "version", version, "instance", cfg.Instance, "epoch", f.Epoch(), "listen", cfg.API.Listen,
 		"state", cfg.StateDir, "ca", filepath.Join(cfg.StateDir, "ca.pem"))
 	return g.Run(ctx)

@@ -82,11 +82,19 @@ func adminHandler(log *slog.Logger, m *rpc.Metrics, f *fleet.Fleet, ca *pki.CA) 
 	return mux
 }
 
+// newTracing is nil unless the configuration asks for it.
+func newTracing(ctx context.Context, log *slog.Logger, cfg config.Controller) (*obs.Tracing, error) {
+	return obs.NewTracing(ctx, log, obs.TracingConfig{
+		Endpoint: cfg.Tracing.Endpoint, Sample: cfg.Tracing.Sample, Service: "controller", Version: version, Instance: cfg.Instance,
+	})
+}
+
 // dialer makes clients that reach exactly the node that they name, and say this
 // controller's epoch at each call.
-func dialer(instance string, source *pki.Source, epoch func() uint64) fleet.Dial {
+func dialer(instance string, source *pki.Source, t *obs.Tracing, epoch func() uint64) fleet.Dial {
 	return func(name, address string) hearthv1connect.NodeServiceClient {
 		client := rpc.TLSClient(source.ClientConfig(pki.Node(instance, name)))
+		client.Transport = t.Transport(client.Transport)
 		return hearthv1connect.NewNodeServiceClient(client, "https://"+address,
 			append(rpc.ClientOptions(), rpc.WithEpoch(epoch))...)
 	}

@@ -69,18 +69,20 @@ func plainName(s string) bool {
 
 func checkProbe(p wire.Probe) error {
 	kinds := 0
-	for _, set := range []bool{len(p.Command) > 0, p.TCPPort != 0, p.HTTP != nil} {
+	for _, set := range []bool{len(p.Command) > 0, p.TCPPort != 0, p.HTTP != nil, p.File != nil} {
 		if set {
 			kinds++
 		}
 	}
 	switch {
 	case kinds > 1:
-		return wire.Errorf(wire.CodeInvalid, "readiness has more than one of command, tcpPort and http")
+		return wire.Errorf(wire.CodeInvalid, "readiness has more than one of command, tcpPort, http and file")
 	case p.HTTP != nil && p.HTTP.Port == 0:
 		return wire.Errorf(wire.CodeInvalid, "readiness http has no port")
 	case p.HTTP != nil && !plainPath(p.HTTP.Path):
 		return wire.Errorf(wire.CodeInvalid, "readiness http path %.128q must begin with / and hold no space or control character", p.HTTP.Path)
+	case p.File != nil && (!strings.HasPrefix(p.File.Path, "/") || strings.ContainsRune(p.File.Path, 0)):
+		return wire.Errorf(wire.CodeInvalid, "readiness file %.128q is not an absolute path", p.File.Path)
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strconv"
 	"time"
 
@@ -34,6 +35,24 @@ func (m *services) probe(ctx context.Context, class *wire.Configure) error {
 		if err := probeHTTP(p.HTTP, deadline); err != nil {
 			return fmt.Errorf("probe of http://127.0.0.1:%d%s: %w", p.HTTP.Port, p.HTTP.Path, err)
 		}
+	case p.File != nil:
+		if err := probeFile(p.File); err != nil {
+			return fmt.Errorf("probe of file: %w", err)
+		}
+	}
+	return nil
+}
+
+// probeFile opens nothing: a fifo or a device must not notice.
+func probeFile(p *wire.FileProbe) error {
+	info, err := os.Stat(p.Path)
+	switch {
+	case err != nil:
+		return err
+	case !info.Mode().IsRegular():
+		return fmt.Errorf("%s is no regular file but %s", p.Path, info.Mode().Type())
+	case p.NonEmpty && info.Size() == 0:
+		return fmt.Errorf("%s is empty", p.Path)
 	}
 	return nil
 }

@@ -19,6 +19,11 @@ func (m *services) awaitReady(ctx context.Context, limit time.Duration) error {
 	timeout, interval := timesOf(class.Probe, limit)
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	select {
+	case <-m.prepared:
+	case <-ctx.Done():
+		return m.unready(nil, fmt.Sprintf("SSH host keys were not made within %v", timeout))
+	}
 	for _, s := range list {
 		if startOf(s.spec) != wire.StartAtBoot {
 			continue

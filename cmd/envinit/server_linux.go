@@ -154,6 +154,7 @@ func (s *server) handle(conn *os.File) {
 
 // dispatch is the table of operations.
 func (s *server) dispatch(p *peer, req *wire.Request) error {
+	s.services.follow() // what comes first after a claim must find its name
 	switch {
 	case req.Op == wire.OpConfigure && req.Configure != nil:
 		return s.configure(p, req.Configure)

@@ -29,6 +29,9 @@ type services struct {
 	logDir string
 	log    io.Writer
 	ending chan struct{} // closed by stop
+	// prepared is closed when boot services may start.
+	prepared chan struct{}
+	hygiene  *hygiene
 
 	// mu guards the fields below. list is fixed once class is set.
 	mu      sync.Mutex
@@ -53,7 +56,10 @@ type service struct {
 }
 
 func newServices(r *reaper, null *os.File, logDir string, log io.Writer) *services {
-	return &services{reaper: r, null: null, logDir: logDir, log: log, ending: make(chan struct{})}
+	return &services{
+		reaper: r, null: null, logDir: logDir, log: log,
+		ending: make(chan struct{}), prepared: make(chan struct{}), hygiene: &hygiene{root: "/"},
+	}
 }
 
 // configure takes the class, once, and starts its boot services.
@@ -70,6 +76,11 @@ func (m *services) configure(c *wire.Configure) error {
 		}
 		return nil
 	}
+	removed, err := m.renew(c)
+	if err != nil {
+		m.mu.Unlock()
+		return err
+	}
 	m.class = c
 	for _, spec := range c.Services {
 		m.list = append(m.list, &service{spec: spec, tail: new(tail), tried: make(chan struct{})})
@@ -79,7 +90,11 @@ func (m *services) configure(c *wire.Configure) error {
 	if err := os.MkdirAll(m.logDir, 0o755); err != nil {
 		fmt.Fprintf(m.log, "envinit: services' output is not kept: %v\n", err)
 	}
-	m.start(list, wire.StartAtBoot)
+	go func() {
+		m.makeKeys(removed, c.Variables)
+		close(m.prepared)
+		m.start(list, wire.StartAtBoot)
+	}()
 	return nil
 }
 

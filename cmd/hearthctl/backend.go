@@ -26,9 +26,11 @@ type backend interface {
 	classes(ctx context.Context) ([]string, error)
 	pause(ctx context.Context, key, id string) (*hearthv1.Environment, error)
 	resume(ctx context.Context, key, id string) (*hearthv1.Environment, error)
+	resize(ctx context.Context, key, id string, want *hearthv1.Resources) (*hearthv1.Environment, error)
 	snapshot(ctx context.Context, key, id string) (*hearthv1.Snapshot, error)
 	snapshots(ctx context.Context, id string) ([]*hearthv1.Snapshot, error)
 	fork(ctx context.Context, key, id string, count int, vars map[string]string) (*hearthv1.ForkResponse, error)
+	extend(ctx context.Context, key, id string, end ending) (*hearthv1.Environment, error)
 	release(ctx context.Context, key, id string, snapshot bool) (*hearthv1.Snapshot, error)
 	token(ctx context.Context, id string) (*hearthv1.Access, error)
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"slices"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	hearthv1 "hearth/api/hearth/v1"
 	"hearth/api/hearth/v1/hearthv1connect"
 )
@@ -48,6 +50,11 @@ func (c controller) resume(ctx context.Context, key, id string) (*hearthv1.Envir
 	return r.GetEnvironment(), err
 }
 
+func (c controller) resize(ctx context.Context, key, id string, want *hearthv1.Resources) (*hearthv1.Environment, error) {
+	r, err := c.api.Resize(ctx, &hearthv1.ResizeRequest{IdempotencyKey: key, Environment: id, Resources: want})
+	return r.GetEnvironment(), err
+}
+
 func (c controller) snapshot(ctx context.Context, key, id string) (*hearthv1.Snapshot, error) {
 	r, err := c.api.Snapshot(ctx, &hearthv1.SnapshotRequest{IdempotencyKey: key, Environment: id})
 	return r.GetSnapshot(), err
@@ -60,6 +67,15 @@ func (c controller) snapshots(ctx context.Context, id string) ([]*hearthv1.Snaps
 
 func (c controller) fork(ctx context.Context, key, id string, count int, vars map[string]string) (*hearthv1.ForkResponse, error) {
 	return c.api.Fork(ctx, &hearthv1.ForkRequest{IdempotencyKey: key, Environment: id, Count: uint32(count), Variables: vars})
+}
+
+func (c controller) extend(ctx context.Context, key, id string, end ending) (*hearthv1.Environment, error) {
+	req := &hearthv1.ExtendRequest{IdempotencyKey: key, Environment: id, End: &hearthv1.ExtendRequest_Duration{Duration: durationpb.New(end.in)}}
+	if end.at != nil {
+		req.End = &hearthv1.ExtendRequest_ExpiresAt{ExpiresAt: end.at}
+	}
+	r, err := c.api.Extend(ctx, req)
+	return r.GetEnvironment(), err
 }
 
 func (c controller) release(ctx context.Context, key, id string, snapshot bool) (*hearthv1.Snapshot, error) {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	hearthv1 "hearth/api/hearth/v1"
 	"hearth/api/hearth/v1/hearthv1connect"
 	"hearth/internal/env"
@@ -61,6 +63,11 @@ func (n node) resume(ctx context.Context, key, id string) (*hearthv1.Environment
 	return r.GetEnvironment(), err
 }
 
+func (n node) resize(ctx context.Context, key, id string, want *hearthv1.Resources) (*hearthv1.Environment, error) {
+	r, err := n.api.Resize(ctx, &hearthv1.NodeResizeRequest{IdempotencyKey: key, Environment: id, Resources: want})
+	return r.GetEnvironment(), err
+}
+
 func (n node) snapshot(ctx context.Context, key, id string) (*hearthv1.Snapshot, error) {
 	r, err := n.api.Snapshot(ctx, &hearthv1.NodeSnapshotRequest{IdempotencyKey: key, Environment: id})
 	return r.GetSnapshot(), err
@@ -91,6 +98,15 @@ func (n node) fork(ctx context.Context, key, id string, count int, vars map[stri
 		out.Children = append(out.Children, claimed(c))
 	}
 	return out, nil
+}
+
+func (n node) extend(ctx context.Context, key, id string, end ending) (*hearthv1.Environment, error) {
+	req := &hearthv1.NodeExtendRequest{IdempotencyKey: key, Environment: id, End: &hearthv1.NodeExtendRequest_Duration{Duration: durationpb.New(end.in)}}
+	if end.at != nil {
+		req.End = &hearthv1.NodeExtendRequest_ExpiresAt{ExpiresAt: end.at}
+	}
+	r, err := n.api.Extend(ctx, req)
+	return r.GetEnvironment(), err
 }
 
 func (n node) release(ctx context.Context, key, id string, snapshot bool) (*hearthv1.Snapshot, error) {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	hearthv1 "hearth/api/hearth/v1"
 )
@@ -20,8 +21,9 @@ import (
 type claimFlags struct {
 	class, tenant, hostname, metadata, snapshot string
 	vars, labels                                []string
-	key                                         string
+	key, ttl                                    string
 	noEgress                                    bool
+	limits                                      limitFlags
 }
 
 func (f *claimFlags) add(a *app, cmd *cobra.Command) {
@@ -34,6 +36,8 @@ func (f *claimFlags) add(a *app, cmd *cobra.Command) {
 	fl.StringVar(&f.metadata, "metadata", "", "JSON for /run/hearth/metadata.json, or @FILE")
 	fl.StringVar(&f.snapshot, "snapshot", "", "snapshot to restore before the first process starts")
 	fl.BoolVar(&f.noEgress, "no-egress", false, "refuse every destination, whatever the class allows")
+	f.limits.add(cmd, "the class's")
+	fl.StringVar(&f.ttl, "ttl", "", "release it after this time, 90m or 2h; at most what the class allows, default is the class's")
 	fl.StringVar(&f.key, "idempotency-key", "", "repeat a claim safely: the same key gives the same environment for 24 h")
 	_ = cmd.RegisterFlagCompletionFunc("class", a.completeClasses)
 }
@@ -54,9 +58,20 @@ func (f *claimFlags) spec(getenv func(string) string) (*hearthv1.ClaimSpec, erro
 	if err != nil {
 		return nil, err
 	}
+	limits, err := f.limits.resources()
+	if err != nil {
+		return nil, err
+	}
 	s := &hearthv1.ClaimSpec{
 		Class: f.class, Tenant: f.tenant, Variables: vars, Labels: labels,
-		Hostname: f.hostname, Metadata: meta, Snapshot: f.snapshot,
+		Hostname: f.hostname, Metadata: meta, Snapshot: f.snapshot, Resources: limits,
+	}
+	if f.ttl != "" {
+		ttl, err := lifetime("--ttl ", f.ttl)
+		if err != nil {
+			return nil, err
+		}
+		s.TimeToLive = durationpb.New(ttl)
 	}
 	if f.noEgress {
 		s.Egress = &hearthv1.EgressPolicy{Mode: hearthv1.EgressPolicy_MODE_NONE}
@@ -116,6 +131,8 @@ is ready. It answers when the environment runs; the access to it is kept for
 the commands that follow.`,
 		Example: `  hearthctl claim --class base
   id=$(hearthctl claim --class base -e API_KEY -e MODE=test -o name)
+  hearthctl claim --class base --cpu 2 --memory 4Gi
+  hearthctl claim --class base --ttl 2h
   hearthctl claim --class base --snapshot e-01ktz…/3
   hearthctl claim --class base --metadata @session.json -o json`,
 		Args:              noArgs,

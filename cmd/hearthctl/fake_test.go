@@ -16,6 +16,7 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -211,6 +212,11 @@ func (f *fake) claim(key string, spec *hearthv1.ClaimSpec) (*hearthv1.ClaimRespo
 	if err := os.MkdirAll(filepath.Join(f.root(id), "tmp"), 0o700); err != nil {
 		return nil, err
 	}
+	e.Resources = &hearthv1.Resources{CpuMillis: 1000, MemoryBytes: 1 << 30}
+	proto.Merge(e.Resources, spec.GetResources())
+	if ttl := spec.GetTimeToLive(); ttl != nil {
+		e.ExpiresAt = timestamppb.New(time.Now().Add(ttl.AsDuration()))
+	}
 	f.envs[id] = e
 	r := &hearthv1.ClaimResponse{Environment: e.Environment, Access: f.access(e), Took: durationpb.New(620 * time.Microsecond)}
 	f.keys[key] = r
@@ -271,6 +277,36 @@ func (f *fake) Pause(_ context.Context, r *hearthv1.PauseRequest) (*hearthv1.Pau
 func (f *fake) Resume(_ context.Context, r *hearthv1.ResumeRequest) (*hearthv1.ResumeResponse, error) {
 	e, err := f.phase("resume", r.GetEnvironment(), hearthv1.Phase_PHASE_PAUSED, hearthv1.Phase_PHASE_RUNNING)
 	return &hearthv1.ResumeResponse{Environment: e}, err
+}
+
+func (f *fake) Resize(_ context.Context, r *hearthv1.ResizeRequest) (*hearthv1.ResizeResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	e, err := f.find(r.GetEnvironment())
+	if err != nil {
+		return nil, err
+	}
+	proto.Merge(e.Resources, r.GetResources())
+	return &hearthv1.ResizeResponse{Environment: proto.CloneOf(e.Environment)}, nil
+}
+
+// Extend allows a day.
+func (f *fake) Extend(_ context.Context, r *hearthv1.ExtendRequest) (*hearthv1.ExtendResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	e, err := f.find(r.GetEnvironment())
+	if err != nil {
+		return nil, err
+	}
+	at := r.GetExpiresAt()
+	if at == nil {
+		at = timestamppb.New(time.Now().Add(r.GetDuration().AsDuration()))
+	}
+	if time.Until(at.AsTime()) > 24*time.Hour {
+		return nil, fmt.Errorf("%w: class base allows 24h0m0s", env.ErrInvalid)
+	}
+	e.ExpiresAt = at
+	return &hearthv1.ExtendResponse{Environment: proto.CloneOf(e.Environment)}, nil
 }
 
 func (f *fake) snapshot(id string) (*hearthv1.Snapshot, error) {
@@ -393,6 +429,17 @@ func (n *fakeNode) Pause(_ context.Context, r *hearthv1.NodePauseRequest) (*hear
 func (n *fakeNode) Resume(_ context.Context, r *hearthv1.NodeResumeRequest) (*hearthv1.NodeResumeResponse, error) {
 	e, err := n.phase("resume", r.GetEnvironment(), hearthv1.Phase_PHASE_PAUSED, hearthv1.Phase_PHASE_RUNNING)
 	return &hearthv1.NodeResumeResponse{Environment: e}, err
+}
+
+func (n *fakeNode) Resize(ctx context.Context, r *hearthv1.NodeResizeRequest) (*hearthv1.NodeResizeResponse, error) {
+	resp, err := n.fake.Resize(ctx, &hearthv1.ResizeRequest{Environment: r.GetEnvironment(), Resources: r.GetResources()})
+	return &hearthv1.NodeResizeResponse{Environment: resp.GetEnvironment()}, err
+}
+
+func (n *fakeNode) Extend(ctx context.Context, r *hearthv1.NodeExtendRequest) (*hearthv1.NodeExtendResponse, error) {
+	req := &hearthv1.ExtendRequest{Environment: r.GetEnvironment(), End: &hearthv1.ExtendRequest_Duration{Duration: r.GetDuration()}}
+	resp, err := n.fake.Extend(ctx, req)
+	return &hearthv1.NodeExtendResponse{Environment: resp.GetEnvironment()}, err
 }
 
 func (n *fakeNode) Snapshot(_ context.Context, r *hearthv1.NodeSnapshotRequest) (*hearthv1.NodeSnapshotResponse, error) {

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"time"
 
 	"hearth/internal/cgroups"
 	"hearth/internal/ctrd"
@@ -16,6 +17,7 @@ import (
 	"hearth/internal/env"
 	"hearth/internal/guest"
 	"hearth/internal/netpol"
+	"hearth/internal/obs"
 	"hearth/internal/rpc/nodeapi"
 	"hearth/internal/rpc/pki"
 	"hearth/internal/snapshot"
@@ -73,11 +75,7 @@ func (a runtimeAdapter) Start(ctx context.Context, slot env.SlotID) error {
 }
 
 func (a runtimeAdapter) Delete(ctx context.Context, slot env.SlotID) error {
-	err := a.runtime.Delete(ctx, slot)
-	if err == nil {
-		a.shims.end(slot)
-	}
-	return err
+	return a.shims.delete(ctx, a.runtime, slot)
 }
 
 func (a runtimeAdapter) List(ctx context.Context) (map[env.SlotID]int, error) {
@@ -85,7 +83,9 @@ func (a runtimeAdapter) List(ctx context.Context) (map[env.SlotID]int, error) {
 	list, err := a.runtime.List(ctx)
 	out := make(map[env.SlotID]int, len(list))
 	for _, slot := range a.shims.slots() {
-		out[slot] = 0 // of no container, unless the list has one
+		if !a.runtime.ShimServes(slot) {
+			out[slot] = 0 // of no container, unless the list has one
+		}
 	}
 	for _, c := range list {
 		out[c.Slot] = 0
@@ -211,9 +211,11 @@ const (
 // labelClass is the snapshot's label with the environment's class.
 const labelClass = "class"
 
-// identityFiles are of one environment and are never captured. The identity
-// tmpfs on /run/hearth is no part of the upper layer anyway.
-var identityFiles = []string{"etc/hostname", "etc/machine-id"}
+// identityFiles are of one slot and are never captured. The identity tmpfs on
+// /run/hearth is no part of the upper layer anyway. What a machine is known by
+// for longer (/etc/machine-id, SSH host keys) goes with the environment, and is
+// renewed where it is forked.
+var identityFiles = []string{"etc/hostname"}
 
 func (a snapshotsAdapter) Capture(ctx context.Context, id env.ID, tenant, class, base string, files warm.Files, f warm.Freezer) (env.Snapshot, error) {
 	info, err := a.store.Capture(ctx, snapshot.Source{
@@ -305,4 +307,22 @@ func classesOf(list []env.Class, complete func(env.Resources) env.Resources) []*
 		out[i] = &c
 	}
 	return out
+}
+
+// tracerAdapter tells of a claim as spans, one for each phase.
+type tracerAdapter struct{ tracing *obs.Tracing }
+
+func (t tracerAdapter) Claimed(ctx context.Context, class string, isWarm bool, begun time.Time, phases []warm.PhaseTime) {
+	if t.tracing == nil {
+		return
+	}
+	told := make([]obs.Phase, len(phases))
+	for i, p := range phases {
+		told[i] = obs.Phase(p)
+	}
+	kind := "cold"
+	if isWarm {
+		kind = "warm"
+	}
+	t.tracing.Told(ctx, "claim", begun, told, map[string]string{"class": class, "kind": kind})
 }

@@ -41,7 +41,7 @@ func openAPI(a *agent, boot string, state *durable.Dir, e environment) (*api, er
 	mux := http.NewServeMux()
 	mux.Handle(hearthv1connect.NewNodeServiceHandler(out.service, rpc.HandlerOptions(a.log, metrics, a.going.gate)...))
 	handleProfiles(mux)
-	out.local = rpc.NewServer(a.log, a.going.retiredLocal(mux))
+	out.local = rpc.NewServer(a.log, a.tracing.Handler(a.going.retiredLocal(mux)))
 	var err error
 	out.front, err = newFront(a, out.service, metrics, state, e)
 	return out, err
@@ -69,11 +69,13 @@ type commands struct {
 func (a *agent) parts(succeed bool) []lifecycle.Part {
 	return []lifecycle.Part{
 		{Name: "hand-over", Run: a.lingering, Retire: asItIs},
+		{Name: "tracing", Retire: asItIs, Stop: a.tracing.Close},
 		{Name: "containerd", Run: a.runtime.Run},
 		{Name: "budget", Start: a.firstBudget, Run: a.orders.keepBudget},
 		{Name: "detection", Run: a.engine.Run},
 		a.resolverPart(),
 		{Name: "pools", Run: a.node.Run},
+		{Name: "lifetimes", Run: a.node.RunLifetimes},
 		{Name: "disks", Run: a.disks.Run},
 		{Name: "snapshots", Run: a.store.Run},
 		{Name: "exits", Run: a.watchExits},

@@ -224,12 +224,11 @@ func (c *cleaning) records(ctx context.Context, runtime *ctrd.Runtime) error {
 	}
 	slices.SortFunc(slots, func(a, b env.SlotID) int { return strings.Compare(string(a), string(b)) })
 	for _, slot := range slices.Compact(slots) {
-		err := c.bounded(ctx, func(ctx context.Context) error { return runtime.Delete(ctx, slot) })
+		err := c.bounded(ctx, func(ctx context.Context) error { return shims.delete(ctx, runtime, slot) })
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		shims.end(slot)
 		c.say("slot " + string(slot))
 	}
 	return errors.Join(errs...)

@@ -57,7 +57,7 @@ nothing.`,
 		},
 	}
 	cmd.PersistentFlags().StringVarP(&output, "output", "o", "", "format: json")
-	cmd.AddCommand(d.psCommand(), d.inspectCommand(), d.poolsCommand(), d.flowsCommand(), d.detectionsCommand())
+	cmd.AddCommand(d.psCommand(), d.inspectCommand(), d.poolsCommand(), d.claimProfileCommand(), d.flowsCommand(), d.detectionsCommand())
 	return cmd
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	hearthv1 "hearth/api/hearth/v1"
@@ -49,6 +50,12 @@ func (askedNode) Inspect(_ context.Context, r *hearthv1.InspectRequest) (*hearth
 		return nil, fmt.Errorf("%w: %s is neither a slot nor an environment here", env.ErrNotFound, r.GetName())
 	}
 	return &hearthv1.InspectResponse{Json: []byte(`{"slot":"s-1"}`)}, nil
+}
+
+func (askedNode) ClaimProfile(context.Context, *hearthv1.ClaimProfileRequest) (*hearthv1.ClaimProfileResponse, error) {
+	return &hearthv1.ClaimProfileResponse{Phases: []*hearthv1.PhaseProfile{{
+		Name: "thaw", Claims: 200, P50: durationpb.New(40 * time.Microsecond), Max: durationpb.New(1250 * time.Microsecond),
+	}}}, nil
 }
 
 func (askedNode) Flows(context.Context, *hearthv1.FlowsRequest) (*hearthv1.FlowsResponse, error) {
@@ -99,11 +106,12 @@ func TestDebugAnswersFromTheSocket(t *testing.T) {
 		args []string
 		want []string
 	}{
-		"ps":         {[]string{"ps"}, []string{"ENVIRONMENT", debugID, "quarantined (mining.stratum)", "42"}},
-		"pools":      {[]string{"pools"}, []string{"abababababab  ", "image?not found", "slots 3 of 8, memory 1024 of 4096 MiB"}},
-		"inspect":    {[]string{"inspect", debugID}, []string{"{\n  \"slot\": \"s-1\"\n}"}},
-		"flows":      {[]string{"flows", debugID}, []string{"198.51.100.1:443", "allowed packets: 11", "refused (metadata): 3"}},
-		"detections": {[]string{"detections"}, []string{"1970-01-01T00:00:00Z high     mining.stratum_v1 " + debugID, `command="xm\x1b[2Jrig"`, `response="freeze"`}},
+		"ps":            {[]string{"ps"}, []string{"ENVIRONMENT", debugID, "quarantined (mining.stratum)", "42"}},
+		"pools":         {[]string{"pools"}, []string{"abababababab  ", "image?not found", "slots 3 of 8, memory 1024 of 4096 MiB"}},
+		"claim-profile": {[]string{"claim-profile"}, []string{"PHASE", "CLAIMS", "thaw", "200", "0.040", "1.250"}},
+		"inspect":       {[]string{"inspect", debugID}, []string{"{\n  \"slot\": \"s-1\"\n}"}},
+		"flows":         {[]string{"flows", debugID}, []string{"198.51.100.1:443", "allowed packets: 11", "refused (metadata): 3"}},
+		"detections":    {[]string{"detections"}, []string{"1970-01-01T00:00:00Z high     mining.stratum_v1 " + debugID, `command="xm\x1b[2Jrig"`, `response="freeze"`}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			out, err := debugOutput(t, tc.args...)

@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"cmp"
+	"context"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -10,19 +12,20 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"hearth/internal/ctrd"
 	"hearth/internal/env"
 )
 
 // shims ends shims that containerd has lost. Deleting a task makes its shim
 // end, but if the caller dies in the middle, containerd gives up the deletion
-// and forgets the shim, which then waits for ever. Each of our slots has a shim
-// of its own.
+// and forgets the shim, which then waits for ever. Several slots share a shim; the
+// one that it was started for names it, and may be gone before it.
 type shims struct {
 	namespace string
 	address   string // of the containerd that started them
 
-	mu    sync.Mutex // guards found
-	found map[env.SlotID]int
+	mu    sync.Mutex         // guards found
+	found map[env.SlotID]int // by the slot that a shim was started for
 }
 
 // look notes the shims that run now.
@@ -43,7 +46,18 @@ func (s *shims) look() {
 	s.found = found
 }
 
-// slots returns the slots whose shims look found.
+// delete deletes a slot's container, and ends the shim that it was in if that has
+// no other and does not end by itself.
+func (s *shims) delete(ctx context.Context, runtime *ctrd.Runtime, slot env.SlotID) error {
+	leader := cmp.Or(runtime.ShimOf(slot), slot)
+	err := runtime.Delete(ctx, slot)
+	if err == nil && !runtime.ShimServes(leader) {
+		s.end(leader)
+	}
+	return err
+}
+
+// slots returns the slots for which the shims were started that look found.
 func (s *shims) slots() []env.SlotID {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -93,7 +107,7 @@ func (s *shims) sameSocket(dir string) bool {
 // shimGrace is how long a shim may take to end after its task was deleted.
 const shimGrace = 500 * time.Millisecond
 
-// end waits for a deleted slot's shim, if look saw one, and kills it if it does
+// end waits for a shim without containers, if look saw it, and kills it if it does
 // not end.
 func (s *shims) end(slot env.SlotID) {
 	s.mu.Lock()

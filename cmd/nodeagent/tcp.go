@@ -52,7 +52,7 @@ func newFront(a *agent, service *nodeapi.Service, metrics *rpc.Metrics, state *d
 	path, node := hearthv1connect.NewNodeServiceHandler(service, rpc.HandlerOptions(a.log, metrics, gate, newest)...)
 	mux.Handle(path, rpc.StreamsEnd(f.working, nodeapi.BoundFetches(node)))
 	f.guests.Mount(mux, rpc.HandlerOptions(a.log, metrics, f.guests.Gate)...)
-	f.server = rpc.NewServer(a.log, mux)
+	f.server = rpc.NewServer(a.log, a.tracing.Handler(mux))
 
 	dir, err := durable.OpenDir(filepath.Join(state.Path(), "pki"), nil)
 	if err != nil {
@@ -278,7 +278,10 @@ func (d guestDoor) Authorize(_ context.Context, id env.ID, token string) (guesta
 		if !ok {
 			return guestapi.Session{}, fmt.Errorf("guest of %s is a %T", id, access.Guest)
 		}
-		return guestapi.Session{Environment: id, Guest: client, Ports: e.Ports, Paused: e.Phase == env.PhasePaused}, nil
+		return guestapi.Session{
+			Environment: id, Guest: client, Ports: e.Ports, Paused: e.Phase == env.PhasePaused && !e.Idle(),
+			Use: func(ctx context.Context) (func(), error) { return d.node.Use(ctx, id) },
+		}, nil
 	default:
 		return guestapi.Session{}, fmt.Errorf("%w: environment %s is %s: %s", env.ErrState, id, e.Phase, e.Message)
 	}

@@ -35,6 +35,7 @@ type agent struct {
 	log      *slog.Logger
 	registry *prometheus.Registry
 	metrics  *ownMetrics
+	tracing  *obs.Tracing // nil without an endpoint
 	lock     *durable.FileLock
 	runtime  *ctrd.Runtime
 	tree     *cgroups.Tree
@@ -70,6 +71,11 @@ func assemble(ctx context.Context, cfg config.Agent, e environment, log *slog.Lo
 	}()
 	// What would fail later is found before an agent that runs is asked to go.
 	if err := errors.Join(checkClasses(cfg), netpol.CheckMaps(islandConfig(cfg))); err != nil {
+		return nil, err
+	}
+	if a.tracing, err = obs.NewTracing(ctx, log, obs.TracingConfig{
+		Endpoint: cfg.Tracing.Endpoint, Sample: cfg.Tracing.Sample, Service: "nodeagent", Version: version, Instance: cfg.Node,
+	}); err != nil {
 		return nil, err
 	}
 	lap := laps(log)
@@ -222,7 +228,12 @@ func (a *agent) openKernel(ctx context.Context) (err error) {
 		return err
 	}
 	a.onClose(a.runtime.Close)
-	if a.tree, err = cgroups.Open(cgroups.Config{Root: a.cfg.Cgroup.Root}, a.log); err != nil {
+	root, err := a.runtime.Root(ctx)
+	if err != nil {
+		return err
+	}
+	files := []string{root, a.cfg.StateDir} // of environments: their root, and their workspaces
+	if a.tree, err = cgroups.Open(cgroups.Config{Root: a.cfg.Cgroup.Root, Files: files}, a.log); err != nil {
 		return err
 	}
 	a.onClose(a.tree.Close)
@@ -306,8 +317,25 @@ func (a *agent) openNode(ctx context.Context, boot string, state *durable.Dir, c
 		Detector:  detectorAdapter{a.engine},
 		Disk:      a.disks,
 		Snapshots: a.snapshots(),
+		Pressure:  a.pressure(),
+		Tracer:    tracerAdapter{a.tracing},
 	}, a.log)
 }
+
+// pressure is that of the node, nil where the kernel does not tell it: refill then
+// yields to claims only.
+func (a *agent) pressure() pressure {
+	r := a.cfg.Refill
+	p, err := cgroups.OpenPressure(cgroups.PressureBounds{CPU: r.CPUPressure, Memory: r.MemoryPressure, IO: r.IOPressure})
+	if err != nil {
+		a.log.Warn("refill does not yield to the node's pressure", "error", err)
+		return nil
+	}
+	return p
+}
+
+// pressure is what warm.Parts wants.
+type pressure interface{ Pressed() (string, error) }
 
 func workDir(cfg config.Agent) string { return filepath.Join(cfg.StateDir, "slots") }
 
@@ -316,6 +344,7 @@ func runtimeConfig(cfg config.Agent) ctrd.Config {
 		Instance: cfg.Instance, Namespace: cfg.Containerd.Namespace, Snapshotter: cfg.Containerd.Snapshotter,
 		Address: cfg.Containerd.Address, BinDir: cfg.Containerd.BinDir, RuntimeBinary: cfg.Containerd.Runtime,
 		Root: filepath.Join(cfg.StateDir, "containerd"), State: filepath.Join(cfg.RunDir, "containerd"),
+		SlotsPerShim: cfg.Containerd.SlotsPerShim,
 	}
 }
 

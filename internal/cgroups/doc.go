@@ -15,6 +15,7 @@
 //   - Names below a slot are chosen by a hostile environment. They are walked
 //     by descriptor, one component at a time, never by joined path, without
 //     following links, and with a bound on depth.
+//   - SetLimits changes all that it is asked for or nothing, and kills nothing.
 //   - Create makes a slot's cgroup in every hierarchy or in none; Remove may
 //     be repeated after any failure.
 //

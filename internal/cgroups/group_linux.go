@@ -37,6 +37,8 @@ type Group struct {
 	freeze *os.File // its cgroup.freeze, for writing
 	events *os.File // its cgroup.events
 
+	limiting sync.Mutex // guards the limit files, so that what one call undoes is its own
+
 	mu  sync.Mutex // guards buf, for the length of one read
 	buf [128]byte  // "populated 1\nfrozen 1\n" and room for later keys
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -40,10 +41,35 @@ func TestMain(m *testing.M) {
 			}()
 		}
 		time.Sleep(time.Minute)
+	case "pulse":
+		for {
+			time.Sleep(270 * time.Millisecond)
+			for until := time.Now().Add(30 * time.Millisecond); time.Now().Before(until); {
+			}
+		}
 	case "eat":
 		buf := bytes.Repeat([]byte{1}, 256<<20)
 		time.Sleep(time.Minute)
 		runtime.KeepAlive(buf)
+	case "cache": // of the holes of a file: nothing need be written first
+		f, err := os.Create(os.Getenv("HEARTH_CACHE_FILE"))
+		if err == nil {
+			err = f.Truncate(192 << 20)
+		}
+		if err == nil {
+			_, err = io.Copy(io.Discard, struct{ io.Reader }{f})
+		}
+		if err != nil {
+			os.Exit(8)
+		}
+		time.Sleep(time.Minute)
+	case "write":
+		if err := writeDirect(os.Getenv("HEARTH_CACHE_FILE"), 3<<20); err != nil {
+			os.Exit(8)
+		}
+		time.Sleep(time.Minute)
+	case "hoard":
+		os.Exit(hoard())
 	case "fork":
 		refused := 0
 		for range 64 {
@@ -350,35 +376,6 @@ func TestKernelPIDLimitRefusesForksAndIsCounted(t *testing.T) {
 	}
 	if err := g.Kill(timeout(t, 5*time.Second)); err != nil {
 		t.Error(err)
-	}
-}
-
-func TestKernelLimitsRiseAndFallWithTheContainersOwn(t *testing.T) {
-	tree := openTree(t)
-	g := createGroup(t, tree)
-	start(t, g, "sleep", nil)
-	for _, r := range []env.Resources{
-		{CPUMillis: 1000, MemoryBytes: 256 << 20, PIDs: 100},
-		{CPUMillis: 2000, MemoryBytes: 512 << 20, PIDs: 200},
-		{CPUMillis: 500, MemoryBytes: 128 << 20, PIDs: 50},
-	} {
-		if err := g.SetLimits(r); err != nil {
-			t.Fatalf("set %+v: %v", r, err)
-		}
-		for _, path := range [][]string{{string(g.slot)}, {string(g.slot), containerName}} {
-			for _, w := range tree.writes(r, path) {
-				got, err := os.ReadFile(w.root.path + tree.root + "/" + strings.Join(path, "/") + "/" + w.file)
-				if w.optional && errors.Is(err, os.ErrNotExist) {
-					continue
-				}
-				if err != nil || strings.TrimSpace(string(got)) != w.value {
-					t.Errorf("%v %s = %q, %v; want %s", path, w.file, got, err, w.value)
-				}
-			}
-		}
-	}
-	if err := g.SetLimits(env.Resources{MemoryBytes: 4096}); !errors.Is(err, env.ErrState) {
-		t.Errorf("memory limit below use: %v, want ErrState", err)
 	}
 }
 

@@ -28,20 +28,19 @@ func (t *Tree) writes(r env.Resources, path []string) []write {
 			continue
 		}
 		for _, root := range t.roots {
-			if root.version == l.version && slices.Contains(root.controllers, l.controller) {
+			if root.version != l.version || !slices.Contains(root.controllers, l.controller) {
+				continue
+			}
+			if !l.perDevice {
 				ws = append(ws, write{limit: l, root: root, path: path, value: v})
+				continue
+			}
+			for _, d := range t.devices {
+				ws = append(ws, write{limit: l, root: root, path: path, value: d + " " + v})
 			}
 		}
 	}
 	return ws
-}
-
-func (w write) do() error {
-	err := withDir(w.root.dir, w.path, func(dir *os.File) error { return writeAt(dir, w.file, w.value) })
-	if errors.Is(err, unix.ENOENT) && w.optional {
-		return nil
-	}
-	return err
 }
 
 // withDir calls f with the directory at path below root, opened one component
@@ -58,131 +57,107 @@ func withDir(root *os.File, path []string, f func(*os.File) error) error {
 	return withDir(dir, path[1:], f)
 }
 
-// supported says which of r's limits this node cannot set.
-func (t *Tree) supported(r env.Resources) error {
-	for controller, asked := range map[string]int64{"cpu": r.CPUMillis, "memory": r.MemoryBytes, "pids": r.PIDs} {
-		if asked <= 0 {
-			continue
-		}
-		has := func(root treeRoot) bool { return slices.Contains(root.controllers, controller) }
-		if !slices.ContainsFunc(t.roots, has) {
-			return &env.UnsupportedError{Feature: "cgroup controller " + controller, Needs: "the controller enabled in the kernel and handed down to " + t.root}
-		}
-	}
-	return nil
+// Supports says which of r's limits this node cannot set, with an
+// env.UnsupportedError.
+func (t *Tree) Supports(r env.Resources) error {
+	return supports(r, func(controller string, version int, file string) bool {
+		return slices.ContainsFunc(t.roots, func(root treeRoot) bool {
+			return root.version == version && slices.Contains(root.controllers, controller) &&
+				(file == "" || unix.Faccessat(int(root.dir.Fd()), file, unix.F_OK, 0) == nil)
+		})
+	}, t.devices, t.noDevices)
 }
 
-// SetLimits sets the slot's hard limits, and those of its container if that
-// exists, so that programs inside see them. Zero leaves a limit as it is. A
-// memory limit below what the slot uses now is refused with env.ErrState,
-// since the kernel would kill for it.
+// SetLimits sets the slot's limits, and those of its container if that exists, so
+// that programs inside see them: all of them or none. Zero leaves a limit as it
+// is, but for what hangs on another: burst and weight on CPU, mark and swap on
+// memory. A memory limit below what the slot uses and the kernel cannot take back
+// is refused with env.ErrState, since the kernel would kill for it.
 func (g *Group) SetLimits(r env.Resources) error {
-	if err := g.tree.supported(r); err != nil {
+	err := g.tree.Supports(r)
+	if err == nil {
+		g.limiting.Lock()
+		defer g.limiting.Unlock()
+		err = g.setLimits(r)
+	}
+	if err != nil {
 		return fmt.Errorf("set limits of slot %s: %w", g.slot, err)
 	}
-	if r.MemoryBytes > 0 {
-		u, err := g.usage([]string{"memory"})
-		if err != nil {
-			return err
-		}
-		if u.MemoryBytes > r.MemoryBytes {
-			return fmt.Errorf("%w: set memory limit of slot %s to %d bytes: it uses %d", env.ErrState, g.slot, r.MemoryBytes, u.MemoryBytes)
-		}
-	}
-	slot := []string{string(g.slot)}
-	ws := g.tree.writes(r, slot)
-	for _, w := range g.tree.writes(r, append(slot, containerName)) {
-		w.optional = true // no container yet
-		ws = append(ws, w)
-	}
-	return g.apply(ws)
+	return nil
 }
 
-// apply writes in order, then once more what was refused: v1 wants a child's
-// CPU quota below its parent's and memory below memory+swap at every moment,
-// so the order depends on whether limits rise or fall.
-func (g *Group) apply(ws []write) error {
-	var refused []write
-	for _, w := range ws {
-		switch err := w.do(); {
-		case errors.Is(err, unix.EINVAL):
-			refused = append(refused, w)
-		case err != nil:
-			return fmt.Errorf("set %s of slot %s: %w", w.file, g.slot, err)
-		}
+func (g *Group) setLimits(r env.Resources) error {
+	slot := []string{string(g.slot)}
+	asked := g.tree.writes(r, slot)
+	for _, w := range g.tree.writes(r, append(slot, containerName)) {
+		w.optional = true // no container yet
+		asked = append(asked, w)
 	}
-	for _, w := range refused {
-		if err := w.do(); err != nil {
-			return fmt.Errorf("set %s of slot %s: %w", w.file, g.slot, err)
-		}
+	files, err := openFiles(asked)
+	defer files.close()
+	if err != nil {
+		return err
+	}
+	if err = g.makeRoom(r, files); err == nil {
+		err = files.apply()
+	}
+	if err != nil {
+		return errors.Join(err, files.undo())
 	}
 	return nil
 }
 
-// Usage reads what the slot uses now. Files that this kernel does not have
-// leave their fields zero.
-func (g *Group) Usage() (Usage, error) {
-	return g.usage([]string{"cpu", "cpuacct", "memory", "pids"})
-}
-
-func (g *Group) usage(controllers []string) (Usage, error) {
-	var u Usage
-	for _, root := range g.tree.roots {
-		has := func(c string) bool { return slices.Contains(root.controllers, c) }
-		if !slices.ContainsFunc(controllers, has) {
-			continue // saves the opening
-		}
-		if err := g.readUsage(root, []string{string(g.slot)}, false, &u); err != nil {
-			return Usage{}, fmt.Errorf("read usage of slot %s: %w", g.slot, err)
-		}
-		err := g.readUsage(root, []string{string(g.slot), containerName}, true, &u)
-		if vanished(err) != nil {
-			return Usage{}, fmt.Errorf("read usage of slot %s: %w", g.slot, err)
-		}
-	}
-	return u, nil
-}
-
-func (g *Group) readUsage(root treeRoot, path []string, localOnly bool, u *Usage) error {
-	return withDir(root.dir, path, func(dir *os.File) error {
-		cached, text := "", ""
-		for _, r := range usageTable {
-			if r.version != root.version || !slices.Contains(root.controllers, r.controller) || localOnly && !isLocal(dir, r) {
-				continue
-			}
-			if r.file != cached {
-				var err error
-				if text, err = readAt(dir, r.file); vanished(err) != nil {
-					return err
-				}
-				cached = r.file
-			}
-			if v, ok := number(text, r.key); ok {
-				r.put(u, v)
-			}
-		}
+// makeRoom lets the kernel take memory back before the limit falls below what is
+// used, and sees to it that not much is added meanwhile. In cgroup v1 the limit
+// itself does that, and does not kill.
+func (g *Group) makeRoom(r env.Resources, files limitFiles) error {
+	at := slices.IndexFunc(files.list, func(f *limitFile) bool {
+		return f.controller == "memory" && (f.file == "memory.max" || f.file == "memory.limit_in_bytes")
+	})
+	if r.MemoryBytes <= 0 || at < 0 || !above(files.list[at].was, r.MemoryBytes) {
 		return nil
+	}
+	limit := files.list[at].write
+	return withDir(limit.root.dir, limit.path, func(dir *os.File) error {
+		used, err := readNumber(dir, usedFile[limit.version])
+		if err != nil || used <= r.MemoryBytes/2 {
+			return err // far below
+		}
+		if used > r.MemoryBytes && r.SwapBytes <= 0 {
+			u, err := g.usage([]string{"memory"})
+			if err != nil {
+				return err
+			}
+			if u.AnonBytes > r.MemoryBytes { // saves the attempt, which costs the page cache
+				return tooLarge(r, u.AnonBytes)
+			}
+		}
+		if limit.version == 1 {
+			return nil
+		}
+		// Whoever goes above this mark is slowed down, and waits until the kernel has
+		// taken back what it can (mm/memcontrol.c, memory_high_write).
+		if err := writeAt(dir, fileMemoryHigh, itoa(r.MemoryBytes)); err != nil {
+			return fmt.Errorf("write %s: %w", fileMemoryHigh, err)
+		}
+		files.touch(fileMemoryHigh)
+		used, err = readNumber(dir, usedFile[limit.version])
+		if err == nil && used > r.MemoryBytes {
+			err = tooLarge(r, used)
+		}
+		return err
 	})
 }
 
-// isLocal says whether dir's reading leaves out what its descendants did.
-func isLocal(dir *os.File, r reading) bool {
-	if !r.local || r.summedBy == "" {
-		return r.local
-	}
-	return unix.Faccessat(int(dir.Fd()), r.summedBy, unix.F_OK, 0) != nil
+// usedFile has what a cgroup of a version uses of memory.
+var usedFile = map[int]string{1: "memory.usage_in_bytes", 2: "memory.current"}
+
+func tooLarge(r env.Resources, used int64) error {
+	return fmt.Errorf("%w: memory limit of %d bytes is less than what is in use and cannot be taken back, %d bytes; free some inside first, or ask for more", env.ErrState, r.MemoryBytes, used)
 }
 
-// Reclaim asks the kernel to take up to n bytes of the slot's memory back. It
-// returns nil also if less could be taken.
-func (g *Group) Reclaim(n int64) error {
-	err := writeAt(g.dir, "memory.reclaim", itoa(n))
-	switch {
-	case errors.Is(err, unix.EAGAIN):
-		return nil
-	case errors.Is(err, unix.ENOENT):
-		return &env.UnsupportedError{Feature: "memory.reclaim", Needs: "Linux 5.19 with the memory controller in cgroup v2"}
-	default:
-		return err
-	}
+// above tells whether a control file's value is more than v.
+func above(value string, v int64) bool {
+	n, ok := number(value, "")
+	return !ok || n > v // "max"
 }

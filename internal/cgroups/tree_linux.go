@@ -23,6 +23,10 @@ type Tree struct {
 	log    *slog.Logger
 	// roots are our root in each hierarchy, the cgroup2 one first.
 	roots []treeRoot
+	// devices hold environments' files, as "major:minor"; noDevices says why there
+	// are none.
+	devices   []string
+	noDevices string
 }
 
 type treeRoot struct {
@@ -46,6 +50,7 @@ func Open(cfg Config, log *slog.Logger) (*Tree, error) {
 		return nil, err
 	}
 	t := &Tree{root: clean, layout: layout, log: log}
+	t.devices, t.noDevices = devicesOf(cfg.Files, sysBlock)
 	for _, h := range hs {
 		dir, err := makeRoot(h, clean)
 		if err != nil {

@@ -30,12 +30,14 @@ type Agent struct {
 	IDs        IDs             `json:"ids"`
 	Limits     Limits          `json:"limits"`
 	Defaults   Resources       `json:"defaults"`
+	Refill     Refill          `json:"refill"`
 	API        AgentAPI        `json:"api"`
 	Controller *ControllerLink `json:"controller,omitempty"`
 	Detection  AgentDetection  `json:"detection"`
 	Snapshots  Snapshots       `json:"snapshots"`
 	Disk       Disk            `json:"disk"`
 	Log        Log             `json:"log"`
+	Tracing    Tracing         `json:"tracing"`
 }
 
 // Containerd says whose containerd is used: the one at Address, or one that
@@ -47,6 +49,8 @@ type Containerd struct {
 	Runtime     string `json:"runtime,omitempty"` // path of runc; default binDir's, or what the shim finds
 	Namespace   string `json:"namespace"`
 	Snapshotter string `json:"snapshotter"`
+	// SlotsPerShim is how many slots share one shim at most, and die with it.
+	SlotsPerShim int `json:"slotsPerShim"`
 }
 
 // Managed reports whether the agent runs its own containerd.
@@ -120,6 +124,15 @@ func (d Resources) Complete(r env.Resources) env.Resources {
 	return r
 }
 
+// Refill says when the node has no power to spare for slots that nobody waits
+// for: parts of the last ten seconds, in percent, in which some task waited for
+// the resource (pressure stall information). 100 is never.
+type Refill struct {
+	CPUPressure    int `json:"cpuPressure"`
+	MemoryPressure int `json:"memoryPressure"`
+	IOPressure     int `json:"ioPressure"`
+}
+
 // AgentAPI is where the agent listens.
 type AgentAPI struct {
 	// Listen is the TCP address of the Node API (mutual TLS) and the Guest API
@@ -185,6 +198,15 @@ type Disk struct {
 	// less is available, environments that write are stalled. "0" guards nothing.
 	KeepFree       Share `json:"keepFree"`
 	KeepFreeInodes Share `json:"keepFreeInodes"`
+}
+
+// Tracing is where traces of calls and claims go.
+type Tracing struct {
+	// Endpoint is the URL of an OTLP/HTTP receiver; empty is nowhere.
+	Endpoint string `json:"endpoint"`
+	// Sample is the share of calls that are traced, above 0 to 1; one whose caller
+	// traces it is always, one whose caller does not, never.
+	Sample float64 `json:"sample"`
 }
 
 // Log is what is written to standard error.

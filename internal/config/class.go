@@ -36,7 +36,7 @@ func classOf(m *v1alpha1.EnvironmentClass) (env.Class, []fault) {
 		Services:  servicesOf(spec.Services),
 		Readiness: probeOf(spec.Readiness),
 		Resources: resourcesOf(spec.Resources),
-		Warm:      env.WarmPolicy{Slots: int(spec.Warm.Slots), MaxAge: duration(spec.Warm.MaxAge)},
+		Warm:      warmOf(spec.Warm),
 		Egress: env.EgressPolicy{
 			Mode:  env.EgressMode(spec.Egress.Mode),
 			Allow: rulesOf(spec.Egress.Allow),
@@ -45,6 +45,8 @@ func classOf(m *v1alpha1.EnvironmentClass) (env.Class, []fault) {
 		Detection: env.DetectionPolicy{Responses: responsesOf(spec.Detection.Responses)},
 		Snapshot:  env.SnapshotPolicy{OnRelease: spec.Snapshot.OnRelease},
 		Ports:     portsOf(spec.Ports),
+		Hygiene:   hygieneOf(spec.Hygiene),
+		Lifetime:  lifetimeOf(spec.Lifetime),
 
 		Ephemeral:      spec.Durability == "ephemeral",
 		RunOnPartition: spec.OnPartition == "run",
@@ -67,6 +69,7 @@ func defaultClass(in v1alpha1.EnvironmentClassSpec) v1alpha1.EnvironmentClassSpe
 			def(&r.HTTP.Path, "/")
 		}
 	}
+	def(&s.Warm.CheckEvery, &metav1.Duration{Duration: 10 * time.Minute})
 	def(&s.Durability, "durable")
 	def(&s.OnPartition, "fence")
 	def(&s.Egress.Mode, v1alpha1.EgressMode(env.EgressInternet))
@@ -110,21 +113,10 @@ func probeOf(r *v1alpha1.Readiness) env.Probe {
 	if r.HTTP != nil {
 		p.HTTP = &env.HTTPProbe{Port: uint16(r.HTTP.Port), Path: r.HTTP.Path}
 	}
+	if r.File != nil {
+		p.File = &env.FileProbe{Path: r.File.Path, NonEmpty: r.File.NonEmpty}
+	}
 	return p
-}
-
-func resourcesOf(r v1alpha1.Resources) env.Resources {
-	var out env.Resources
-	if r.CPU != nil {
-		out.CPUMillis = r.CPU.MilliValue()
-	}
-	if r.Memory != nil {
-		out.MemoryBytes = r.Memory.Value()
-	}
-	if r.PIDs != nil {
-		out.PIDs = *r.PIDs
-	}
-	return out
 }
 
 func rulesOf(in []v1alpha1.EgressRule) []env.EgressRule {
@@ -163,6 +155,12 @@ func responsesOf(in map[v1alpha1.Severity]v1alpha1.Response) map[string]string {
 		out[string(k)] = string(v)
 	}
 	return out
+}
+
+func lifetimeOf(l v1alpha1.Lifetime) env.Lifetime {
+	return env.Lifetime{
+		TimeToLive: duration(l.TimeToLive), MaxTimeToLive: duration(l.MaxTimeToLive), PauseWhenIdle: duration(l.PauseWhenIdle),
+	}
 }
 
 func portsOf(in []v1alpha1.Port) []env.Port {

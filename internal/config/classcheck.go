@@ -7,11 +7,13 @@ import (
 	"strings"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"hearth/api/v1alpha1"
 	"hearth/internal/env"
 )
 
-// Bounds of a class. Resources' lower ones are what envinit and one shell need.
+// Bounds of a class.
 const (
 	maxServices    = 64
 	maxPorts       = 64
@@ -20,15 +22,20 @@ const (
 	maxCommandArgs = 256
 	maxEnvBytes    = 64 << 10
 	maxSlots       = 1000
-	minCPUMillis   = 10
-	maxCPUMillis   = 4096 * 1000
-	minMemory      = 16 * mib
-	maxMemory      = 1 << 50
+	minCPUMillis   = env.MinCPUMillis
+	maxCPUMillis   = env.MaxCPUMillis
+	minMemory      = env.MinMemoryBytes
+	maxMemory      = env.MaxMemoryBytes
 	minPIDs        = 16
 	maxPIDs        = 1 << 22 // PID_MAX_LIMIT, include/linux/threads.h
 	minWarmAge     = time.Minute
+	minWarmCheck   = time.Second
 	maxProbeTime   = time.Hour
 	minProbePause  = 10 * time.Millisecond
+	minTimeToLive  = time.Second
+	maxTimeToLive  = 10 * 365 * 24 * time.Hour // as internal/warm has it
+	minIdle        = 5 * time.Second
+	maxPath        = 4095 // PATH_MAX less its end, include/uapi/linux/limits.h
 )
 
 func validateMeta(l *faultList, m *v1alpha1.EnvironmentClass) {
@@ -54,6 +61,8 @@ func validateSpec(l *faultList, s v1alpha1.EnvironmentClassSpec) {
 		l.oneOf(at+"."+string(sev), string(resp), string(env.ResponseRecord), string(env.ResponseAlert), string(env.ResponseFreeze))
 	}
 	checkPorts(l, s.Ports)
+	checkHygiene(l, s.Hygiene)
+	checkLifetime(l, s.Lifetime)
 	l.oneOf("spec.durability", string(s.Durability), "durable", "ephemeral")
 	l.oneOf("spec.onPartition", string(s.OnPartition), "fence", "run")
 }
@@ -161,8 +170,14 @@ func checkReadiness(l *faultList, r *v1alpha1.Readiness) {
 			l.addf(at+".http.path", "%.128q is not a path such as /healthz", r.HTTP.Path)
 		}
 	}
+	if r.File != nil {
+		kinds++
+		if p := r.File.Path; !path.IsAbs(p) || len(p) > maxPath || strings.ContainsRune(p, 0) {
+			l.addf(at+".file.path", "%.128q is not an absolute path such as /run/ready", p)
+		}
+	}
 	if kinds != 1 {
-		l.addf(at, "has %d probes: want exactly one of command, tcp and http", kinds)
+		l.addf(at, "has %d probes: want exactly one of command, tcp, http and file", kinds)
 	}
 	timeout, interval := r.Timeout.Duration, r.Interval.Duration
 	if timeout <= 0 || timeout > maxProbeTime {
@@ -170,19 +185,6 @@ func checkReadiness(l *faultList, r *v1alpha1.Readiness) {
 	}
 	if interval < minProbePause || interval > maxProbeTime {
 		l.addf(at+".interval", "%s: want %s to %s", interval, minProbePause, maxProbeTime)
-	}
-}
-
-func checkResources(l *faultList, r v1alpha1.Resources) {
-	got := resourcesOf(r)
-	if r.CPU != nil {
-		checkCPU(l, "spec.resources.cpu", got.CPUMillis)
-	}
-	if r.Memory != nil {
-		checkMemory(l, "spec.resources.memory", got.MemoryBytes)
-	}
-	if r.PIDs != nil {
-		checkPIDs(l, "spec.resources.pids", got.PIDs)
 	}
 }
 
@@ -210,6 +212,12 @@ func checkWarm(l *faultList, w v1alpha1.Warm) {
 	}
 	if w.MaxAge != nil && w.MaxAge.Duration < minWarmAge {
 		l.addf("spec.warm.maxAge", "%s: want at least %s, or no maxAge at all", w.MaxAge.Duration, minWarmAge)
+	}
+	if d := w.CheckEvery.Duration; d != 0 && d < minWarmCheck {
+		l.addf("spec.warm.checkEvery", "%s: want at least %s, or 0s for never", d, minWarmCheck)
+	}
+	if w.RollEvery != nil && w.RollEvery.Duration < 0 {
+		l.addf("spec.warm.rollEvery", "%s: want more than 0, or no rollEvery at all", w.RollEvery.Duration)
 	}
 }
 
@@ -267,6 +275,21 @@ func checkPorts(l *faultList, ports []v1alpha1.Port) {
 		}
 		numbers[p.Port] = p.Name
 		l.oneOf(at+".protocol", string(p.Protocol), string(env.PortTCP), string(env.PortHTTP))
+	}
+}
+
+func checkLifetime(l *faultList, in v1alpha1.Lifetime) {
+	const at = "spec.lifetime"
+	bound := func(name string, d *metav1.Duration, least time.Duration) {
+		if d != nil && (d.Duration < least || d.Duration > maxTimeToLive) {
+			l.addf(at+"."+name, "%s: want %s to %dh, or no %s at all", d.Duration, least, maxTimeToLive/time.Hour, name)
+		}
+	}
+	bound("timeToLive", in.TimeToLive, minTimeToLive)
+	bound("maxTimeToLive", in.MaxTimeToLive, minTimeToLive)
+	bound("pauseWhenIdle", in.PauseWhenIdle, minIdle)
+	if ttl, most := duration(in.TimeToLive), duration(in.MaxTimeToLive); most != 0 && ttl > most {
+		l.addf(at+".timeToLive", "%s is longer than maxTimeToLive, %s: make it shorter, or maxTimeToLive longer", ttl, most)
 	}
 }
 

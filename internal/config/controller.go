@@ -22,6 +22,7 @@ type Controller struct {
 	// nothing. It must be written to be: "kubernetes: {}" has all defaults.
 	Kubernetes *Kubernetes `json:"kubernetes,omitempty"`
 	Log        Log         `json:"log"`
+	Tracing    Tracing     `json:"tracing"`
 }
 
 // ControllerAPI is where the controller listens.

@@ -37,6 +37,7 @@ func defaultAgent(a Agent, host Host) Agent {
 	}
 	def(&a.Containerd.Namespace, a.Instance)
 	def(&a.Containerd.Snapshotter, "overlayfs")
+	def(&a.Containerd.SlotsPerShim, 8)
 	def(&a.Cgroup.Root, "/"+a.Instance)
 	def(&a.Network.Pool, netip.MustParsePrefix("100.96.0.0/12"))
 	def(&a.Network.LinkPrefix, linkPrefix(a.Instance))
@@ -56,6 +57,9 @@ func defaultAgent(a Agent, host Host) Agent {
 	def(&a.Defaults.CPU, 1000)
 	def(&a.Defaults.Memory, 1024*mib)
 	def(&a.Defaults.PIDs, 1024)
+	def(&a.Refill.CPUPressure, 90)
+	def(&a.Refill.MemoryPressure, 25)
+	def(&a.Refill.IOPressure, 75)
 	def(&a.API.Listen, ":7401")
 	def(&a.API.Advertise, net.JoinHostPort(cmp.Or(host.Address, a.Node), portOf(a.API.Listen)))
 	def(&a.API.Metrics, "127.0.0.1:7402")
@@ -73,6 +77,7 @@ func defaultAgent(a Agent, host Host) Agent {
 	def(&a.Disk.KeepFree, "16%")
 	def(&a.Disk.KeepFreeInodes, "6%")
 	defaultLog(&a.Log)
+	def(&a.Tracing.Sample, 1)
 	return a
 }
 
@@ -95,6 +100,7 @@ func defaultController(c Controller, host Host) Controller {
 	def(&c.Fleet.FenceAfter, metav1.Duration{Duration: 5 * time.Minute})
 	def(&c.Fleet.PlaceAfter, metav1.Duration{Duration: max(c.Fleet.FenceAfter.Duration, 0) + time.Minute})
 	defaultLog(&c.Log)
+	def(&c.Tracing.Sample, 1)
 	return c
 }
 

@@ -3,6 +3,7 @@ package config
 import (
 	"net"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -46,6 +47,16 @@ func (a Agent) validate() []fault {
 	a.IDs.validate(&l)
 	a.Limits.validate(&l, a.IDs)
 	a.Defaults.validate(&l, a.Limits)
+	for _, p := range []struct {
+		key     string
+		percent int
+	}{
+		{"cpuPressure", a.Refill.CPUPressure}, {"memoryPressure", a.Refill.MemoryPressure}, {"ioPressure", a.Refill.IOPressure},
+	} {
+		if p.percent < 1 || p.percent > 100 {
+			l.addf("refill."+p.key, "%d: want 1 to 100 percent", p.percent)
+		}
+	}
 	l.listen("api.listen", a.API.Listen)
 	l.hostPort("api.advertise", a.API.Advertise)
 	l.listen("api.metrics", a.API.Metrics)
@@ -59,6 +70,7 @@ func (a Agent) validate() []fault {
 		l.absPath("detection.eventsFile", a.Detection.EventsFile)
 	}
 	a.Log.validate(&l)
+	a.Tracing.validate(&l)
 	return l.faults
 }
 
@@ -77,6 +89,9 @@ func (c ControllerLink) validate(l *faultList) {
 	l.absPath("controller.kubernetes.tokenFile", k.TokenFile)
 }
 
+// maxSlotsPerShim bounds what dies with one shim.
+const maxSlotsPerShim = 64
+
 func (c Containerd) validate(l *faultList) {
 	switch {
 	case c.BinDir != "" && c.Address != "":
@@ -93,6 +108,9 @@ func (c Containerd) validate(l *faultList) {
 	l.instance("containerd.namespace", c.Namespace)
 	if c.Snapshotter != "overlayfs" {
 		l.addf("containerd.snapshotter", "%.64q is not supported: overlayfs is the only snapshotter whose layers Hearth can shift and capture", c.Snapshotter)
+	}
+	if c.SlotsPerShim < 1 || c.SlotsPerShim > maxSlotsPerShim {
+		l.addf("containerd.slotsPerShim", "%d: want 1 to %d", c.SlotsPerShim, maxSlotsPerShim)
 	}
 }
 
@@ -156,6 +174,17 @@ func (d Resources) validate(l *faultList, m Limits) {
 	}
 }
 
+func (t Tracing) validate(l *faultList) {
+	if t.Endpoint != "" {
+		if u, err := url.Parse(t.Endpoint); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			l.addf("tracing.endpoint", "%.128q is not a URL such as http://collector.monitoring:4318", t.Endpoint)
+		}
+	}
+	if t.Sample < 0 || t.Sample > 1 {
+		l.addf("tracing.sample", "%g: want a share above 0, at most 1; an empty tracing.endpoint traces nothing", t.Sample)
+	}
+}
+
 func (g Log) validate(l *faultList) {
 	l.oneOf("log.level", g.Level, "debug", "info", "warn", "error")
 	l.oneOf("log.format", g.Format, "text", "json")
@@ -192,6 +221,7 @@ func (c Controller) validate() []fault {
 		c.Kubernetes.validate(&l)
 	}
 	c.Log.validate(&l)
+	c.Tracing.validate(&l)
 	return l.faults
 }
 

@@ -6,6 +6,8 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
+	"io"
 	"testing"
 )
 
@@ -81,5 +83,32 @@ func ociArchive(t testing.TB, ref string, fill []byte) []byte {
 	for _, b := range []blob{layer, config, manifest} {
 		files["blobs/sha256/"+b.digest[len("sha256:"):]] = b.data
 	}
+	return tarOf(t, []string{"blobs", "blobs/sha256"}, files)
+}
+
+// withoutLayer is the archive without the largest of its files.
+func withoutLayer(t testing.TB, archive []byte) []byte {
+	t.Helper()
+	files := map[string][]byte{}
+	largest := ""
+	for r := tar.NewReader(bytes.NewReader(archive)); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if h.Typeflag != tar.TypeReg {
+			continue
+		}
+		if files[h.Name], err = io.ReadAll(r); err != nil {
+			t.Fatal(err)
+		}
+		if len(files[h.Name]) > len(files[largest]) {
+			largest = h.Name
+		}
+	}
+	delete(files, largest)
 	return tarOf(t, []string{"blobs", "blobs/sha256"}, files)
 }

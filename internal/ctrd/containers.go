@@ -27,6 +27,10 @@ func (r *Runtime) Create(ctx context.Context, s Spec) (pid int, err error) {
 		return 0, err
 	}
 	op := fmt.Sprintf("create container of slot %s", s.Slot)
+	host := hostLimits()
+	if err := host.refuse(s.Class.Resources); err != nil {
+		return 0, fmt.Errorf("%s: %w", op, err)
+	}
 	ctx, err = r.leased(r.namespaced(ctx), s.Slot)
 	if err != nil {
 		return 0, r.fail(op, err)
@@ -35,12 +39,16 @@ func (r *Runtime) Create(ctx context.Context, s Spec) (pid int, err error) {
 	if err != nil {
 		return 0, r.fail(op, err)
 	}
-	oci := ociSpec(s, hostLimits())
+	leader, made := r.shims.join(s.Slot)
+	defer func() { made(err == nil) }()
+	s.shim = leader
+	oci := ociSpec(s, host)
 	labels := maps.Clone(s.Labels)
 	if labels == nil {
 		labels = map[string]string{}
 	}
 	maps.Copy(labels, r.instanceLabels())
+	labels[labelShim] = string(leader)
 	c, err := r.client.NewContainer(ctx, string(s.Slot),
 		client.WithSpec(&oci),
 		client.WithContainerLabels(labels),
@@ -69,6 +77,9 @@ func (r *Runtime) Start(ctx context.Context, slot env.SlotID) error {
 func (r *Runtime) Delete(ctx context.Context, slot env.SlotID) error {
 	ctx = r.namespaced(ctx)
 	op := "delete slot " + string(slot)
+	if err := r.shims.leave(ctx, slot); err != nil {
+		return r.fail(op, err)
+	}
 	if err := r.deleteContainer(ctx, slot); err != nil {
 		return r.fail(op, err)
 	}

@@ -22,6 +22,10 @@ type Config struct {
 	Root   string // the managed containerd's data and log; must survive a reboot
 	State  string // its socket, pid file, lock and configuration; short: a socket's path has at most 107 bytes
 
+	// SlotsPerShim is how many containers share a shim at most; 0 is
+	// DefaultSlotsPerShim.
+	SlotsPerShim int
+
 	RuntimeBinary string // runc; "" is BinDir's, or what a given containerd's shim finds in PATH
 	// CertsDir has the registries' certificates and mirrors, laid out as
 	// containerd's certs.d; "" is /etc/containerd/certs.d.
@@ -72,6 +76,8 @@ type Spec struct {
 	Hostname    string
 	Mounts      []Mount
 	Labels      map[string]string
+
+	shim env.SlotID // leader of the shim that it goes into; Create decides
 }
 
 // Paths inside every container.

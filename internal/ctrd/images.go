@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/transfer/image"
 	"github.com/containerd/containerd/v2/core/transfer/registry"
 	"github.com/containerd/errdefs"
@@ -33,12 +34,35 @@ func (r *Runtime) Import(ctx context.Context, archive io.Reader) ([]string, erro
 	}
 	var refs []string
 	for _, i := range imgs {
+		if err := r.whole(ctx, i); err != nil {
+			return nil, err
+		}
 		refs = append(refs, i.Name)
 	}
 	if len(refs) == 0 {
 		return nil, fmt.Errorf("%w: image archive names no image: set the annotation org.opencontainers.image.ref.name in its index.json", env.ErrInvalid)
 	}
 	return refs, nil
+}
+
+// whole checks that all of an image's content for this platform is here: an archive
+// that was cut between two of its files is read without an error. What is not whole
+// is removed.
+func (r *Runtime) whole(ctx context.Context, img images.Image) error {
+	ctx = r.namespaced(ctx)
+	there, _, _, missing, err := images.Check(ctx, r.client.ContentStore(), img.Target, platforms.Default())
+	if there && err == nil && len(missing) == 0 {
+		return nil
+	}
+	if err == nil {
+		err = fmt.Errorf("%w: not a readable OCI archive: image %s lacks %d of its parts; was the archive cut short, or made for another platform?", env.ErrInvalid, img.Name, len(missing))
+	} else {
+		err = r.fail("check imported image "+img.Name, err)
+	}
+	if del := r.client.ImageService().Delete(ctx, img.Name, images.SynchronousDelete()); del != nil && !errdefs.IsNotFound(del) {
+		err = errors.Join(err, r.fail("remove imported image "+img.Name, del))
+	}
+	return err
 }
 
 // ImportFile imports the archive at path.

@@ -122,9 +122,14 @@ func TestNodeBadImagesAreNamed(t *testing.T) {
 		{"empty", func() error { _, err := n.r.Import(ctx, strings.NewReader("")); return err }, env.ErrInvalid, "OCI archive"},
 		{"unnamed", func() error { _, err := n.r.Import(ctx, bytes.NewReader(ociArchive(t, "", nil))); return err }, env.ErrInvalid, "names no image"},
 		{"cut short", func() error {
-			_, err := n.r.Import(ctx, io.LimitReader(bytes.NewReader(ociArchive(t, "localhost/cut:1", nil)), 4000))
+			_, err := n.r.Import(ctx, io.LimitReader(bytes.NewReader(ociArchive(t, "localhost/cut:1", []byte("one"))), 4000))
 			return err
 		}, env.ErrInvalid, "OCI archive"},
+		{"cut between two files", func() error {
+			whole, err := n.r.Import(ctx, bytes.NewReader(withoutLayer(t, ociArchive(t, "localhost/cut:2", []byte("two")))))
+			t.Log(whole)
+			return err
+		}, env.ErrInvalid, "cut short"},
 		{"no file", func() error { _, err := n.r.ImportFile(ctx, "/nonexistent"); return err }, os.ErrNotExist, "/nonexistent"},
 	}
 	for _, tt := range tests {

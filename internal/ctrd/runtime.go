@@ -2,6 +2,7 @@ package ctrd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -24,6 +25,7 @@ type Runtime struct {
 	cfg    Config
 	log    *slog.Logger
 	client *client.Client
+	shims  *shims
 }
 
 // Open connects to containerd. With Config.BinDir it first starts a containerd
@@ -34,7 +36,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Runtime, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Runtime{cfg: cfg, log: log}
+	r := &Runtime{cfg: cfg, log: log, shims: newShims(cfg.SlotsPerShim)}
 	if cfg.managed() {
 		if err := r.ensureManaged(ctx); err != nil {
 			return nil, err
@@ -46,7 +48,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Runtime, error) {
 	if err != nil {
 		return nil, r.unreachable(err)
 	}
-	if err := r.checkSnapshotter(ctx); err != nil {
+	if err := errors.Join(r.checkSnapshotter(ctx), r.adoptShims(ctx)); err != nil {
 		_ = r.client.Close()
 		return nil, err
 	}
@@ -77,6 +79,9 @@ func (c Config) complete() (Config, error) {
 	}
 	if c.CertsDir == "" {
 		c.CertsDir = "/etc/containerd/certs.d"
+	}
+	if c.SlotsPerShim == 0 {
+		c.SlotsPerShim = DefaultSlotsPerShim
 	}
 	if c.StartTimeout == 0 {
 		c.StartTimeout = defaultStartTimeout

@@ -78,12 +78,18 @@ func ociSpec(s Spec, l limits) specs.Spec {
 			},
 		},
 	}
+	if s.shim != "" {
+		spec.Annotations = map[string]string{annotationShim: string(s.shim)}
+	}
 	spec.Linux.Seccomp = seccompProfile(&spec)
 	return spec
 }
 
 func process(s Spec, l limits) *specs.Process {
 	hard := min(l.noFile, maxNoFile)
+	if n := s.Class.Resources.OpenFiles; n > 0 {
+		hard = min(hard, uint64(n)) // limits.refuse has seen that it is not less
+	}
 	score := oomScoreAdj
 	return &specs.Process{
 		Args: []string{InitTarget},
@@ -145,6 +151,16 @@ func mounts(s Spec) []specs.Mount {
 	return ms
 }
 
+// refuse says what of the class this process cannot give.
+func (l limits) refuse(r env.Resources) error {
+	if r.OpenFiles > 0 && uint64(r.OpenFiles) > l.noFile {
+		return &env.UnsupportedError{Feature: fmt.Sprintf("resources.openFiles of %d", r.OpenFiles), Needs: fmt.Sprintf("an agent that may open as many: its own limit is %d (LimitNOFILE= of its unit)", l.noFile)}
+	}
+	return nil
+}
+
+// resources are the limits of the container's own cgroup, so that programs inside
+// see them. Those that this format cannot say are set once the container is made.
 func resources(r env.Resources) *specs.LinuxResources {
 	out := &specs.LinuxResources{
 		// runc adds null, zero, full, random, urandom, tty and the terminals.
@@ -153,7 +169,14 @@ func resources(r env.Resources) *specs.LinuxResources {
 	if r.CPUMillis > 0 {
 		quota, period := max(r.CPUMillis*cpuPeriod/1000, 1000), uint64(cpuPeriod)
 		shares := uint64(max(r.CPUMillis*1024/1000, 2))
+		if r.CPUWeight > 0 {
+			shares = uint64(max(r.CPUWeight*1024/100, 2))
+		}
 		out.CPU = &specs.LinuxCPU{Quota: &quota, Period: &period, Shares: &shares}
+		if r.CPUBurstMillis > 0 {
+			burst := uint64(min(r.CPUBurstMillis*cpuPeriod/1000, quota))
+			out.CPU.Burst = &burst
+		}
 	}
 	if r.MemoryBytes > 0 {
 		out.Memory = &specs.LinuxMemory{Limit: &r.MemoryBytes}

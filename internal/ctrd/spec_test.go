@@ -94,6 +94,30 @@ func TestDescriptorLimitNeverExceedsTheAgents(t *testing.T) {
 	}
 }
 
+func TestAClassBoundsDescriptorsAndIsRefusedWhatTheAgentLacks(t *testing.T) {
+	s := testSpec()
+	s.Class.Resources.OpenFiles = 1000
+	if r := ociSpec(s, limits{noFile: 4096}).Process.Rlimits[0]; r.Soft != 1000 || r.Hard != 1000 {
+		t.Errorf("limit = %+v", r)
+	}
+	for own, fits := range map[uint64]bool{4096: true, 1000: true, 999: false} {
+		err := limits{noFile: own}.refuse(s.Class.Resources)
+		if fits != (err == nil) || !fits && (!errors.Is(err, env.ErrUnsupported) || !strings.Contains(err.Error(), "999")) {
+			t.Errorf("1000 of an agent that may open %d: %v", own, err)
+		}
+	}
+}
+
+func TestBurstAndWeightAreTheContainersToo(t *testing.T) {
+	r := resources(env.Resources{CPUMillis: 500, CPUBurstMillis: 300, CPUWeight: 200})
+	if r.CPU.Burst == nil || *r.CPU.Burst != 30_000 || *r.CPU.Shares != 2048 {
+		t.Errorf("cpu = %+v", r.CPU)
+	}
+	if r := resources(env.Resources{CPUMillis: 500}); r.CPU.Burst != nil {
+		t.Errorf("a burst that nobody asked for: %d", *r.CPU.Burst)
+	}
+}
+
 func TestSeccompAllowsOnlyTheListedFamiliesAndNoRefusedCall(t *testing.T) {
 	p := ociSpec(testSpec(), limits{noFile: 4096}).Linux.Seccomp
 	if p.DefaultAction != specs.ActErrno {

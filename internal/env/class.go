@@ -19,6 +19,8 @@ type Class struct {
 	Detection DetectionPolicy
 	Snapshot  SnapshotPolicy
 	Ports     []Port
+	Lifetime  Lifetime
+	Hygiene   HygienePolicy
 	// Ephemeral environments are stored by no controller.
 	Ephemeral bool
 	// RunOnPartition leaves environments running on a node that has lost its
@@ -55,14 +57,21 @@ type Service struct {
 	Restart RestartPolicy     `json:"restart,omitempty"` // "" is always
 }
 
-// Probe decides when a slot is ready. Exactly one of Command, TCPPort and
-// HTTP is set, or none: then a slot is ready when its boot services started.
+// Probe decides when a slot is ready. Exactly one of Command, TCPPort, HTTP and
+// File is set, or none: then a slot is ready when its boot services started.
 type Probe struct {
 	Command  []string      `json:"command,omitempty"` // ready when it exits with 0
 	TCPPort  uint16        `json:"tcpPort,omitempty"` // ready when 127.0.0.1:port accepts
 	HTTP     *HTTPProbe    `json:"http,omitempty"`    // ready when the answer's status is 200–399
+	File     *FileProbe    `json:"file,omitempty"`
 	Timeout  time.Duration `json:"timeout,omitempty"` // of the whole probing; 0 is 30 s
 	Interval time.Duration `json:"interval,omitempty"`
+}
+
+// FileProbe is passed when Path is a regular file, with content if NonEmpty.
+type FileProbe struct {
+	Path     string `json:"path"` // absolute; links are followed
+	NonEmpty bool   `json:"nonEmpty,omitempty"`
 }
 
 // HTTPProbe is a GET on 127.0.0.1 inside the environment.
@@ -71,18 +80,18 @@ type HTTPProbe struct {
 	Path string `json:"path"`
 }
 
-// Resources are hard limits of one environment. Zero means the default of the
-// node's configuration, never "unlimited".
-type Resources struct {
-	CPUMillis   int64 // thousandths of one CPU
-	MemoryBytes int64
-	PIDs        int64
-}
-
 // WarmPolicy sizes the class's pool on one node.
 type WarmPolicy struct {
 	Slots  int           // ready slots to keep; 0 means every claim is cold
 	MaxAge time.Duration // an older ready slot is replaced; 0 means never
+	// CheckEvery is how old the proof of a ready slot's readiness may become
+	// before the slot is probed again; 0 means never.
+	CheckEvery time.Duration
+	// Deflate lets the memory of ready slots go to swap until they are claimed.
+	Deflate bool
+	// RollEvery is the least time between two replacements of ready slots because
+	// the class changed.
+	RollEvery time.Duration
 }
 
 // DetectionPolicy chooses the response to detections per severity.
@@ -95,6 +104,13 @@ type DetectionPolicy struct {
 // SnapshotPolicy says what of an environment is kept.
 type SnapshotPolicy struct {
 	OnRelease bool // take one before a release
+}
+
+// Lifetime says when environments end or pause by themselves. Zero is never.
+type Lifetime struct {
+	TimeToLive    time.Duration // after the claim
+	MaxTimeToLive time.Duration // how far ahead the end may be set; 0 is no bound
+	PauseWhenIdle time.Duration // after so long without work, traffic and callers
 }
 
 // Port is a port that callers may reach through the node.

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"errors"
 	"fmt"
 
 	hearthv1 "hearth/api/hearth/v1"
@@ -28,6 +29,8 @@ func checkSpec(s *hearthv1.ClaimSpec) error {
 		return fmt.Errorf("%w: class is missing", env.ErrInvalid)
 	case !tenants.MatchString(s.GetTenant()):
 		return badTenant(s.GetTenant())
+	case s.GetTimeToLive() != nil && (s.GetTimeToLive().CheckValid() != nil || s.GetTimeToLive().AsDuration() < 0):
+		return fmt.Errorf("%w: time to live %v is no length of time", env.ErrInvalid, s.GetTimeToLive())
 	case len(s.GetLabels()) > maxLabels:
 		return fmt.Errorf("%w: %d labels, at most %d", env.ErrInvalid, len(s.GetLabels()), maxLabels)
 	}
@@ -49,7 +52,7 @@ func checkSpec(s *hearthv1.ClaimSpec) error {
 			return tooLong(b.what, b.have, b.max)
 		}
 	}
-	return checkVariables(s.GetVariables())
+	return errors.Join(checkResources(s.GetResources()), checkVariables(s.GetVariables()))
 }
 
 // checkVariables counts as the file does that a node writes of them: a line

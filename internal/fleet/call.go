@@ -120,14 +120,18 @@ func (f *Fleet) observed(r *Record, e *hearthv1.Environment) *hearthv1.Environme
 		return proto.CloneOf(r.Environment)
 	}
 	shown := r.merged(e)
-	if e.GetPhase() == r.Environment.GetPhase() || e.GetPhase() == hearthv1.Phase_PHASE_CLAIMING {
+	if isExpired(e) {
+		f.timeCame(r, e.GetMessage())
+		return shown
+	}
+	if !r.differs(e) || e.GetPhase() == hearthv1.Phase_PHASE_CLAIMING {
 		return shown
 	}
 	if _, err := f.note("observe", r.ID(), func(now *Record) (bool, error) {
-		if now.final() || now.moving() || now.Generation() != r.Generation() || now.Environment.GetPhase() == e.GetPhase() {
+		if now.final() || now.moving() || now.Generation() != r.Generation() || !now.differs(e) {
 			return false, nil
 		}
-		now.Environment.Phase, now.Environment.Message = e.GetPhase(), e.GetMessage()
+		now.observe(e)
 		return true, nil
 	}); err != nil {
 		f.log.Warn("phase not stored", "environment", r.ID(), "error", err)

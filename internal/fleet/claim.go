@@ -125,7 +125,7 @@ type claiming struct {
 
 func (f *Fleet) newClaiming(spec *hearthv1.ClaimSpec, by *Record, id env.ID) *claiming {
 	return &claiming{f: f, spec: spec, id: id, by: by, request: placement.Request{
-		Class: spec.GetClass(), Cold: spec.GetSnapshot() != "", Exclude: map[string]string{},
+		Class: spec.GetClass(), Cold: spec.GetSnapshot() != "", Memory: int64(spec.GetResources().GetMemoryBytes()), Exclude: map[string]string{},
 	}}
 }
 

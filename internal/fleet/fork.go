@@ -235,7 +235,7 @@ func (k *forking) again(err error) error {
 func (k *forking) nodeRequest() *hearthv1.NodeForkRequest {
 	node := &hearthv1.NodeForkRequest{IdempotencyKey: string(k.children[0].ID()) + "/fork", Environment: k.req.GetEnvironment()}
 	for _, c := range k.children {
-		node.Children = append(node.Children, nodeClaim(c, &hearthv1.ClaimSpec{Variables: k.req.GetVariables()}))
+		node.Children = append(node.Children, nodeClaim(c, &hearthv1.ClaimSpec{Variables: k.req.GetVariables(), TimeToLive: c.Environment.GetTimeToLive()}))
 	}
 	return node
 }
@@ -275,6 +275,7 @@ func newChildren(parent *Record, call *call, count int) []*Record {
 		r := &Record{ClaimKey: call.key, ClaimRequest: call.request, Count: count, Environment: &hearthv1.Environment{
 			Id: string(env.NewID()), Class: parent.Environment.GetClass(), Tenant: parent.Environment.GetTenant(), Generation: 1,
 			Phase: hearthv1.Phase_PHASE_CLAIMING, Node: parent.Environment.GetNode(), ClaimedAt: timestamppb.Now(),
+			TimeToLive: proto.CloneOf(parent.Environment.GetTimeToLive()),
 		}}
 		r.setEphemeral(parent.Ephemeral)
 		children = append(children, r)

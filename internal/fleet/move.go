@@ -159,7 +159,7 @@ func (f *Fleet) moveState(id env.ID, m *move) (moveState, *Record) {
 	st := moveState{
 		at: r.placement(), next: r.Next, ended: r.Ended,
 		movable:    !r.Ephemeral && movablePhase(r.Environment.GetPhase(), r.moving()),
-		paused:     r.Phase() == env.PhasePaused,
+		paused:     r.Phase() == env.PhasePaused && !r.idle(),
 		leave:      f.wishes[r.Environment.GetNode()].Drain,
 		sourceUp:   f.up(r.Environment.GetNode()),
 		targetUp:   f.up(r.Next.Node),
@@ -297,7 +297,7 @@ func (f *Fleet) moveTarget(m *move, r *Record) (placement.Decision, error) {
 			}
 		}
 	}
-	d, err := f.index.Decide(placement.Request{Class: r.Environment.GetClass(), Cold: true, Exclude: exclude})
+	d, err := f.index.Decide(placement.Request{Class: r.Environment.GetClass(), Cold: true, Memory: int64(r.Environment.GetResources().GetMemoryBytes()), Exclude: exclude})
 	if err != nil {
 		return d, err
 	}

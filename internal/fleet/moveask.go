@@ -120,6 +120,7 @@ func (m *move) claim(ctx context.Context, target hearthv1connect.NodeServiceClie
 		Environment:    string(r.ID()), Generation: uint64(r.Next.Generation), Spec: spec,
 		Fetch:    &hearthv1.FetchFrom{Node: r.Environment.GetNode(), Address: source},
 		ClaimKey: hashBytes(r.ClaimKey), ClaimRequest: hashBytes(r.ClaimRequest),
+		Lifetime: m.held.GetLifetime(),
 	})
 	m.asked = time.Now()
 	if err != nil {
@@ -151,7 +152,7 @@ func resumeSource(ctx context.Context, source hearthv1connect.NodeServiceClient,
 	if _, err := source.Resume(ctx, &hearthv1.NodeResumeRequest{IdempotencyKey: key, Environment: string(r.ID())}); err != nil {
 		return err
 	}
-	if r.Phase() != env.PhasePaused {
+	if r.Phase() != env.PhasePaused || r.idle() {
 		return nil
 	}
 	_, err := source.Pause(ctx, &hearthv1.NodePauseRequest{IdempotencyKey: key + "-paused", Environment: string(r.ID())})

@@ -182,7 +182,7 @@ func (s *Session) quarantined(id env.ID, why string) {
 	r, err := s.f.note("detection", id, func(r *Record) (bool, error) {
 		changed = !r.final() && r.Environment.GetNode() == s.node && r.Phase() != env.PhaseQuarantined
 		if changed {
-			r.Environment.Phase, r.Environment.Message = hearthv1.Phase_PHASE_QUARANTINED, why
+			r.Environment.Phase, r.Environment.Message, r.Environment.Reason = hearthv1.Phase_PHASE_QUARANTINED, why, ""
 		}
 		return changed, nil
 	})

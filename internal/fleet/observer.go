@@ -22,6 +22,8 @@ const (
 	Claimed     Kind = "Claimed"     // an environment runs for the first time
 	ClaimFailed Kind = "ClaimFailed" // a claim ended without one
 	Released    Kind = "Released"    // its end was decided
+	Expired     Kind = "Expired"     // its time to live ended, and its node released it
+	IdlePaused  Kind = "IdlePaused"  // its node paused it, since it did nothing
 	Failed      Kind = "Failed"      // it ended by itself, or its node no longer has it
 	Detected    Kind = "Detected"    // a detection rule fired
 	Quarantined Kind = "Quarantined" // a rule froze it
@@ -33,6 +35,10 @@ const (
 	MoveFailed  Kind = "MoveFailed"
 	Draining    Kind = "Draining" // a node is being emptied
 	Drained     Kind = "Drained"
+	// ExtendRefused: its object asks for a time to live that it may not have.
+	ExtendRefused Kind = "ExtendRefused"
+	// ResizeRefused: its object asks for limits that it cannot have now.
+	ResizeRefused Kind = "ResizeRefused"
 )
 
 // Event is one thing that happened.

@@ -82,7 +82,7 @@ func (f *Fleet) loseFenced(now time.Time) {
 		r, err := f.note("silent", id, func(r *Record) (bool, error) {
 			lost = r.Environment.GetNode() == node && r.Phase().Live() && !r.moving()
 			if lost {
-				r.Environment.Phase, r.Environment.Message = hearthv1.Phase_PHASE_FAILED, message
+				r.Environment.Phase, r.Environment.Message, r.Environment.Reason = hearthv1.Phase_PHASE_FAILED, message, ""
 			}
 			return lost, nil
 		})

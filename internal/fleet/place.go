@@ -66,6 +66,7 @@ func (c *claiming) placeFirst(node string) error {
 	r.Environment = &hearthv1.Environment{
 		Id: string(c.id), Class: c.spec.GetClass(), Tenant: c.spec.GetTenant(), Labels: c.spec.GetLabels(),
 		Generation: 1, Phase: hearthv1.Phase_PHASE_CLAIMING, Node: node, ClaimedAt: timestamppb.Now(), RestoredFrom: c.spec.GetSnapshot(),
+		TimeToLive: c.spec.GetTimeToLive(),
 	}
 	r.setEphemeral(r.Object == "" && f.isEphemeral(node, c.spec.GetClass()))
 	if err := f.write("claim-place", r, durably); err != nil {

@@ -13,7 +13,8 @@ type action string
 
 const (
 	keep    action = "keep"    // as stored, or a claim or a move is under way
-	observe action = "observe" // as stored, in another phase
+	observe action = "observe" // as stored, in another phase, or with another end
+	expire  action = "expire"  // released by its node, because its time came
 	adopt   action = "adopt"   // unknown, or a higher generation than stored
 	release action = "release" // final, moved away, or an older generation
 )
@@ -28,6 +29,8 @@ func judge(node string, e *hearthv1.Environment, have *Record, underWay bool) ac
 		return keep
 	case have == nil:
 		return adopt
+	case e.GetPhase() == hearthv1.Phase_PHASE_RELEASED && isExpired(e) && have.isPlacedAt(node, e) && !have.moving() && !have.final():
+		return expire
 	case e.GetPhase() == hearthv1.Phase_PHASE_RELEASED:
 		return keep
 	case have.Ended:
@@ -53,7 +56,7 @@ func judge(node string, e *hearthv1.Environment, have *Record, underWay bool) ac
 		return release
 	case underWay, e.GetPhase() == hearthv1.Phase_PHASE_CLAIMING:
 		return keep // the node's answer is on its way, or has overtaken this
-	case e.GetPhase() != have.Environment.GetPhase():
+	case have.differs(e):
 		return observe
 	default:
 		return keep
@@ -130,6 +133,12 @@ func (f *Fleet) reconcileOne(node string, turn uint64, e *hearthv1.Environment) 
 		return nil
 	}
 	switch r.Phase() {
+	case env.PhaseReleased:
+		f.happened(Expired, r, r.Environment.GetMessage())
+	case env.PhasePaused:
+		if r.idle() {
+			f.happened(IdlePaused, r, r.Environment.GetMessage())
+		}
 	case env.PhaseFailed:
 		f.happened(Failed, r, r.Environment.GetMessage())
 	case env.PhaseFenced:
@@ -159,7 +168,10 @@ func (f *Fleet) reconcileRecord(node string, turn uint64, id env.ID, e *hearthv1
 		how = durably
 		r.adoptFrom(node, e)
 	case observe:
-		r.Environment.Phase, r.Environment.Message = e.GetPhase(), e.GetMessage()
+		r.observe(e)
+	case expire:
+		how = durably
+		r.expire(e.GetMessage())
 	case release:
 		p := Placement{node, env.Generation(e.GetGeneration())}
 		if have.has(p) {

@@ -23,6 +23,12 @@ func TestReconciliationRules(t *testing.T) {
 		return &Record{Environment: &hearthv1.Environment{Node: node, Generation: g, Phase: p}, Stale: stale}
 	}
 	ephemeral := func(e *hearthv1.Environment) *hearthv1.Environment { e.Ephemeral = true; return e }
+	expired := func(g uint64) *hearthv1.Environment {
+		return &hearthv1.Environment{Generation: g, Phase: released, Reason: "expired"}
+	}
+	idle := func(g uint64) *hearthv1.Environment {
+		return &hearthv1.Environment{Generation: g, Phase: paused, Reason: "idle"}
+	}
 	ended := func(r *Record) *Record { r.Ended = true; return r }
 	moving := func(r *Record, node string, g env.Generation) *Record { r.Next = Placement{node, g}; return r }
 	for name, tc := range map[string]struct {
@@ -69,6 +75,15 @@ func TestReconciliationRules(t *testing.T) {
 		"a target after the move came to nothing and it failed": {seen(2, running), moving(stored("n2", 1, failed), "", 2), release, false},
 		"a target while it goes back":                           {seen(2, running), moving(stored("n2", 1, running), "n2", 2), release, false},
 
+		"one whose time came":                                    {expired(1), stored("n1", 1, running), expire, false},
+		"one whose time came is over":                            {expired(1), stored("n1", 1, released), keep, false},
+		"one whose time came, unknown":                           {expired(1), nil, keep, false},
+		"another generation's time came":                         {expired(1), stored("n1", 2, running), keep, false},
+		"its time came on another node":                          {expired(1), stored("n2", 1, running), keep, false},
+		"its time came while it moves":                           {expired(1), moving(stored("n1", 1, running), "n2", 2), keep, false},
+		"released for another reason":                            {seen(1, released), stored("n1", 1, running), keep, false},
+		"its node let it sleep":                                  {idle(1), stored("n1", 1, running), observe, false},
+		"its owner paused what slept":                            {seen(1, paused), &Record{Environment: &hearthv1.Environment{Node: "n1", Generation: 1, Phase: paused, Reason: "idle"}}, observe, false},
 		"one that its node had denied is back":                   {seen(1, running), stored("n1", 1, failed), adopt, false},
 		"what is left of a failed one stays until somebody asks": {seen(1, failed), stored("n1", 1, failed), keep, false},
 		"an older generation of a failed one is released":        {seen(1, running), stored("n1", 2, failed), release, false},

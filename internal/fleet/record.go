@@ -123,7 +123,7 @@ func (r *Record) end(p hearthv1.Phase, message string) {
 		r.addStale(r.Next)
 	}
 	r.Next.Node = ""
-	r.Environment.Phase, r.Environment.Message, r.Ended = p, message, true
+	r.Environment.Phase, r.Environment.Message, r.Environment.Reason, r.Ended = p, message, "", true
 }
 
 // giveUp ends what nobody was told of, and whose placements that may exist are

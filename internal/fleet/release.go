@@ -141,7 +141,7 @@ func (f *Fleet) released(released *Record) (first bool) {
 	_, err := f.note("released", released.ID(), func(r *Record) (bool, error) {
 		if r.Generation() == at.Generation && r.Phase() != env.PhaseReleased {
 			first = true
-			r.Environment.Phase, r.Environment.Message, r.Ended = hearthv1.Phase_PHASE_RELEASED, "", true
+			r.Environment.Phase, r.Environment.Message, r.Environment.Reason, r.Ended = hearthv1.Phase_PHASE_RELEASED, "", "", true
 		}
 		r.dropStale(at)
 		return true, nil

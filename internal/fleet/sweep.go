@@ -223,12 +223,16 @@ func (f *Fleet) confirm(ctx context.Context, client getter, node string, id env.
 	if !isNotFound(err) {
 		return nil, err
 	}
+	if r := f.record(id); r != nil && r.Environment.GetNode() == node && r.mustHaveExpired(time.Now()) {
+		f.timeCame(r, expiredMessage)
+		return nil, nil
+	}
 	message := fmt.Sprintf("node %s no longer has it: it ended there, or the node was restarted or reinstalled", node)
 	lost := false
 	r, err := f.note("lost", id, func(r *Record) (bool, error) {
 		lost = !r.final() && !r.moving() && r.Environment.GetNode() == node
 		if lost {
-			r.Environment.Phase, r.Environment.Message = hearthv1.Phase_PHASE_FAILED, message
+			r.Environment.Phase, r.Environment.Message, r.Environment.Reason = hearthv1.Phase_PHASE_FAILED, message, ""
 		}
 		return lost, nil
 	})

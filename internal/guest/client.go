@@ -77,7 +77,7 @@ func (c *Client) open(ctx context.Context, req wire.Request, first time.Duration
 	// Closing, unlike a deadline, cannot be undone by whoever sets the next one.
 	cl.stop = context.AfterFunc(ctx, func() { _ = conn.Close() })
 	_ = conn.SetDeadline(time.Now().Add(first))
-	req.Version, req.Least = wire.Version, wire.LeastVersion
+	req.Version, req.Least = wire.Version, max(req.Least, wire.LeastVersion)
 	if err := cl.out.SendJSON(wire.KindRequest, req); err != nil {
 		if errors.Is(err, wire.ErrFrame) {
 			cl.close()

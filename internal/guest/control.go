@@ -15,11 +15,18 @@ func (c *Client) Configure(ctx context.Context, class *env.Class) error {
 	if err := wire.CheckVariables(class.Env); err != nil {
 		return fmt.Errorf("%w: class %s: %w", env.ErrInvalid, class.Name, err)
 	}
-	body := wire.Configure{Probe: probeOf(class.Readiness), Variables: class.Env}
+	body := wire.Configure{Probe: probeOf(class.Readiness), Variables: class.Env, Hygiene: hygieneOf(class.Hygiene)}
 	for _, s := range class.Services {
 		body.Services = append(body.Services, serviceOf(s))
 	}
-	return c.ask(ctx, wire.Request{Op: wire.OpConfigure, Configure: &body}, idleTimeout, &wire.Reply{})
+	req := wire.Request{Op: wire.OpConfigure, Configure: &body}
+	if body.Probe.File != nil {
+		req.Least = max(req.Least, wire.VersionFileProbe)
+	}
+	if body.Hygiene != nil {
+		req.Least = max(req.Least, wire.VersionHygiene)
+	}
+	return c.ask(ctx, req, idleTimeout, &wire.Reply{})
 }
 
 func serviceOf(s env.Service) wire.Service {
@@ -29,10 +36,28 @@ func serviceOf(s env.Service) wire.Service {
 	}
 }
 
+// hygieneOf is all that the class does not keep; nil is nothing.
+func hygieneOf(p env.HygienePolicy) *wire.Hygiene {
+	h := wire.Hygiene{
+		Hostname:    !p.Keeps(env.TraitHostname),
+		Hosts:       !p.Keeps(env.TraitHosts),
+		MachineID:   !p.Keeps(env.TraitMachineID),
+		SSHHostKeys: !p.Keeps(env.TraitSSHHostKeys),
+		RandomSeed:  !p.Keeps(env.TraitRandomSeed),
+	}
+	if h == (wire.Hygiene{}) {
+		return nil
+	}
+	return &h
+}
+
 func probeOf(p env.Probe) wire.Probe {
 	out := wire.Probe{Command: p.Command, TCPPort: p.TCPPort, Timeout: p.Timeout, Interval: p.Interval}
 	if p.HTTP != nil {
 		out.HTTP = &wire.HTTPProbe{Port: p.HTTP.Port, Path: p.HTTP.Path}
+	}
+	if p.File != nil {
+		out.File = &wire.FileProbe{Path: p.File.Path, NonEmpty: p.File.NonEmpty}
 	}
 	return out
 }

@@ -58,6 +58,7 @@ func TestKernelReadinessByEachKind(t *testing.T) {
 		"command": {Command: []string{"test", "-e", "/tmp/up"}},
 		"tcp":     {TCPPort: 8080},
 		"http":    {HTTP: &env.HTTPProbe{Port: 8080, Path: "/health"}},
+		"file":    {File: &env.FileProbe{Path: "/tmp/www/health", NonEmpty: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := guesttest.Start(t)
@@ -236,7 +237,7 @@ func TestKernelOtherVersionsAreRefusedByName(t *testing.T) {
 	defer conn.Close()
 	_ = wire.NewWriter(conn).SendJSON(wire.KindRequest, wire.Request{Version: 9, Least: 8, Op: wire.OpStatus})
 	f, err := wire.NewReader(conn).Next()
-	if err != nil || f.Kind != wire.KindError || !strings.Contains(string(f.Payload), "speaks versions 1 to 1") {
+	if err != nil || f.Kind != wire.KindError || !strings.Contains(string(f.Payload), "speaks versions 1 to 2") {
 		t.Errorf("answer %d %s, %v", f.Kind, f.Payload, err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/client-go/util/workqueue"
 
@@ -24,6 +25,10 @@ import (
 type claimer interface {
 	ClaimFor(context.Context, fleet.ObjectRef) (*hearthv1.ClaimResponse, error)
 	End(context.Context, env.ID) error
+	// SetTimeToLive does nothing if the environment has it already.
+	SetTimeToLive(context.Context, env.ID, time.Duration) error
+	// ResizeFor does nothing if the environment has those limits already.
+	ResizeFor(context.Context, env.ID, *hearthv1.Resources) error
 }
 
 // Environments claims for the objects that people make, and ends what belongs to
@@ -35,6 +40,8 @@ type Environments struct {
 	fleet  claimer
 	claims workqueue.TypedRateLimitingInterface[item]
 	ends   workqueue.TypedRateLimitingInterface[item]
+	lives  workqueue.TypedRateLimitingInterface[item]
+	sizes  workqueue.TypedRateLimitingInterface[item]
 
 	turns turns
 }
@@ -65,7 +72,7 @@ const (
 
 // NewEnvironments registers with w, which must not run yet.
 func NewEnvironments(log *slog.Logger, w *Watches, s *Store, f claimer) *Environments {
-	e := &Environments{log: log, w: w, store: s, fleet: f, claims: newQueue[item](), ends: newQueue[item](), turns: newTurns(tenantClaims)}
+	e := &Environments{log: log, w: w, store: s, fleet: f, claims: newQueue[item](), ends: newQueue[item](), lives: newQueue[item](), sizes: newQueue[item](), turns: newTurns(tenantClaims)}
 	onChange(w.environments, e.changed)
 	return e
 }
@@ -75,6 +82,12 @@ func NewEnvironments(log *slog.Logger, w *Watches, s *Store, f claimer) *Environ
 // at once: what failed would go on failing, as fast as the API server writes.
 func (e *Environments) changed(before, o *v1alpha1.Environment, deleted bool) {
 	it := item{refOf(o), e.store.idOf(o)}
+	if !deleted && wantsLife(o) {
+		e.lives.Add(it)
+	}
+	if !deleted && e.wantsSize(o) {
+		e.sizes.Add(it)
+	}
 	switch {
 	case deleted, o.DeletionTimestamp != nil:
 		e.ends.Add(it)
@@ -109,9 +122,17 @@ func (e *Environments) Run(ctx context.Context) error {
 	for range endWorkers {
 		workers.Go(func() { work(ctx, e.ends, e.end) })
 	}
+	for range lifeWorkers {
+		workers.Go(func() { work(ctx, e.lives, e.live) })
+	}
+	for range sizeWorkers {
+		workers.Go(func() { work(ctx, e.sizes, e.size) })
+	}
 	<-ctx.Done()
 	e.claims.ShutDown()
 	e.ends.ShutDown()
+	e.lives.ShutDown()
+	e.sizes.ShutDown()
 	workers.Wait()
 	return nil
 }
@@ -227,6 +248,13 @@ func (e *Environments) ended(it item, err error) error {
 func specOf(o *v1alpha1.Environment) (*hearthv1.ClaimSpec, error) {
 	s := &hearthv1.ClaimSpec{
 		Class: o.Spec.Class, Hostname: o.Spec.Hostname, Variables: o.Spec.Variables, Snapshot: o.Spec.Snapshot,
+	}
+	if ttl := lifeOf(o); ttl != 0 {
+		s.TimeToLive = durationpb.New(ttl)
+	}
+	var err error
+	if s.Resources, err = limitsProto(o.Spec.Resources); err != nil {
+		return nil, err
 	}
 	if eg := o.Spec.Egress; eg != nil {
 		s.Egress = &hearthv1.EgressPolicy{Mode: egressModes[eg.Mode]}

@@ -23,6 +23,10 @@ type tenants struct {
 	mu     sync.Mutex // guards all below
 	claims []fleet.ObjectRef
 	ended  []env.ID
+	lives  []time.Duration
+	sizes  []*hearthv1.Resources
+	size   error
+	live   func(time.Duration) error
 	claim  func(context.Context, fleet.ObjectRef) error
 	end    func(context.Context, env.ID) error
 }
@@ -44,6 +48,23 @@ func (f *tenants) End(ctx context.Context, id env.ID) error {
 		return nil
 	}
 	return end(ctx, id)
+}
+
+func (f *tenants) SetTimeToLive(_ context.Context, _ env.ID, ttl time.Duration) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lives = append(f.lives, ttl)
+	if f.live == nil {
+		return nil
+	}
+	return f.live(ttl)
+}
+
+func (f *tenants) ResizeFor(_ context.Context, _ env.ID, r *hearthv1.Resources) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.sizes = append(f.sizes, r)
+	return f.size
 }
 
 func (f *tenants) asked() int {

@@ -38,10 +38,11 @@ func NewEvents(c *Client, s *Store) *Events {
 // Close ends the reporting; what waits to be written is lost.
 func (e *Events) Close() { e.stop() }
 
-// Happened reports one thing. That claims through the API come and go is no news:
-// their callers know, and at their rate it would be most of what the cluster stores.
+// Happened reports one thing. That claims through the API come and go, and sleep, is
+// no news: their callers know, and at their rate it would be most of what the cluster
+// stores.
 func (e *Events) Happened(ev fleet.Event) {
-	usual := ev.Kind == fleet.Claimed || ev.Kind == fleet.Released
+	usual := ev.Kind == fleet.Claimed || ev.Kind == fleet.Released || ev.Kind == fleet.IdlePaused
 	if usual && ev.Object == "" {
 		return
 	}

@@ -69,6 +69,8 @@ func (k sealer) recordOf(o *v1alpha1.Environment) *fleet.Record {
 	if at := o.Status.ClaimedAt; at != nil {
 		e.ClaimedAt = timestamppb.New(at.Time)
 	}
+	readLifetime(e, o)
+	e.Resources = resourcesFrom(o.Status.Resources)
 	r := &fleet.Record{Environment: e, Changed: changedAt(o)}
 	if sealed {
 		copyDigest(r.ClaimKey[:], o.Spec.Claim.KeyHash)
@@ -166,7 +168,7 @@ func (k sealer) objectOf(name string, r *fleet.Record) *v1alpha1.Environment {
 			Labels: map[string]string{partOf: "hearth"},
 		},
 		Spec: v1alpha1.EnvironmentSpec{
-			Class: e.GetClass(), Snapshot: e.GetRestoredFrom(),
+			Class: e.GetClass(), Snapshot: e.GetRestoredFrom(), TimeToLive: lengthOf(e.GetTimeToLive()),
 			Claim: &v1alpha1.Claim{
 				ID: e.GetId(), KeyHash: digestText(r.ClaimKey[:]), RequestHash: digestText(r.ClaimRequest[:]), Count: int32(r.Count),
 			},

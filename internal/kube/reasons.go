@@ -13,14 +13,16 @@ const (
 
 // warnings are the reasons that somebody should look at.
 var warnings = map[string]bool{
-	string(fleet.ClaimFailed): true,
-	string(fleet.Failed):      true,
-	string(fleet.Detected):    true,
-	string(fleet.Quarantined): true,
-	string(fleet.NodeSilent):  true,
-	string(fleet.Fenced):      true,
-	string(fleet.Stalled):     true,
-	string(fleet.MoveFailed):  true,
-	ReasonClassRejected:       true,
-	ReasonHoldPodPending:      true,
+	string(fleet.ClaimFailed):   true,
+	string(fleet.Failed):        true,
+	string(fleet.Detected):      true,
+	string(fleet.Quarantined):   true,
+	string(fleet.NodeSilent):    true,
+	string(fleet.Fenced):        true,
+	string(fleet.Stalled):       true,
+	string(fleet.MoveFailed):    true,
+	string(fleet.ExtendRefused): true,
+	string(fleet.ResizeRefused): true,
+	ReasonClassRejected:         true,
+	ReasonHoldPodPending:        true,
 }

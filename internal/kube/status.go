@@ -11,8 +11,11 @@ import (
 	"hearth/internal/fleet"
 )
 
-// maxMessage is the schema's bound of a message.
-const maxMessage = 1024
+// The schema's bounds of a message and of a reason.
+const (
+	maxMessage = 1024
+	maxReason  = 64
+)
 
 // statusOf is what the object shall say of the record. Before are the conditions
 // that it has; at is the present.
@@ -26,6 +29,12 @@ func statusOf(r *fleet.Record, address string, generation int64, before []metav1
 	if t := e.GetClaimedAt(); t.IsValid() {
 		s.ClaimedAt = &metav1.Time{Time: t.AsTime().Truncate(time.Second)}
 	}
+	s.Reason = cut(e.GetReason(), maxReason)
+	if t := e.GetExpiresAt(); t.IsValid() {
+		s.ExpiresAt = &metav1.Time{Time: t.AsTime().Truncate(time.Second)}
+	}
+	s.TimeToLive = lengthOf(e.GetTimeToLive())
+	s.Resources = resourcesStatus(e.GetResources())
 	s.Conditions = []metav1.Condition{readyCondition(phase, s.Message, generation, before, at)}
 	return s
 }

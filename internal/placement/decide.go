@@ -13,6 +13,8 @@ type Request struct {
 	Class string
 	// Cold is true if a ready slot is of no use, as for a restore.
 	Cold bool
+	// Memory is the limit of this environment in bytes; 0 is its class's.
+	Memory int64
 	// Only names the one node that will do, as for a snapshot that is nowhere
 	// else; empty is any.
 	Only string
@@ -25,6 +27,8 @@ type Decision struct {
 	Node  string
 	Class string
 	Warm  bool // a ready slot was seen there
+	// Memory is the request's.
+	Memory int64
 	// Reasons has one line a node, the chosen one first, at most MaxReasons, and
 	// a last one that counts the others.
 	Reasons []string
@@ -79,7 +83,7 @@ func (x *Index) Decide(r Request) (Decision, error) {
 	if best < 0 {
 		return Decision{}, fmt.Errorf("%w: class %q: %s", env.ErrExhausted, r.Class, q.summary(list))
 	}
-	return Decision{Node: list[best].node.Name, Class: r.Class, Warm: bestWarm, Reasons: q.reasons(list, best)}, nil
+	return Decision{Node: list[best].node.Name, Class: r.Class, Warm: bestWarm, Memory: r.Memory, Reasons: q.reasons(list, best)}, nil
 }
 
 // query is a request with its names resolved.
@@ -109,10 +113,36 @@ func (q *query) judge(c *candidate) (warm bool, why refusal) {
 	case slices.Contains(q.excluded, c.node):
 		return false, excluded
 	}
-	if warm = c.warm && !q.Cold; warm {
+	warm = c.warm && !q.Cold
+	switch {
+	case q.Memory > 0: // rare
+		why = c.node.roomFor(q.Class, q.Memory, warm)
+		return warm && why == accepted, why
+	case warm:
 		return true, accepted
 	}
 	return false, c.room
+}
+
+// roomFor judges a claim with a memory limit of its own. A ready slot has its
+// class's already, and a cold one is made with no less than that.
+func (n *node) roomFor(class string, memory int64, warm bool) refusal {
+	i := slices.IndexFunc(n.Pools, func(p Pool) bool { return p.Class == class })
+	if i < 0 {
+		return noMemory
+	}
+	pool := n.Pools[i].Memory
+	more := max(memory, pool)
+	if warm {
+		more -= pool
+	}
+	switch {
+	case !warm && n.SlotsUsed+n.cold >= n.SlotsMax:
+		return noSlot
+	case n.MemoryMax > 0 && more > 0 && n.MemoryUsed+int64(n.cold)*pool+more > n.MemoryMax:
+		return noMemory
+	}
+	return accepted
 }
 
 // packing is how full a node is, in thousandths of its scarcer resource.

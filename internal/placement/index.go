@@ -1,6 +1,9 @@
 package placement
 
-import "slices"
+import (
+	"cmp"
+	"slices"
+)
 
 // Node is what is known of one node.
 type Node struct {
@@ -190,8 +193,11 @@ func (x *Index) End(d Decision, o Outcome) {
 		n.Pools[i].Ready = 0
 	case o == Claimed && d.Warm:
 		n.Pools[i].Ready = max(0, n.Pools[i].Ready-1)
+		if d.Memory > 0 {
+			n.MemoryUsed += d.Memory - n.Pools[i].Memory
+		}
 	case o == Claimed:
 		n.SlotsUsed++
-		n.MemoryUsed += n.Pools[i].Memory
+		n.MemoryUsed += cmp.Or(d.Memory, n.Pools[i].Memory)
 	}
 }

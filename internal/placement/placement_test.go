@@ -23,6 +23,10 @@ func TestDecide(t *testing.T) {
 	silent.Unplaceable = "silent for 40s"
 	noMemory := someNode("a", 0, 1, 10)
 	noMemory.MemoryMax, noMemory.MemoryUsed = 1000, 950
+	large := someNode("b", 0, 1, 10)
+	large.MemoryMax, large.MemoryUsed = 1000, 700
+	tight := someNode("c", 1, 1, 10)
+	tight.MemoryMax, tight.MemoryUsed = 1000, 950
 	cases := map[string]struct {
 		nodes []Node
 		req   Request
@@ -41,8 +45,14 @@ func TestDecide(t *testing.T) {
 		"a silent node is left out":            {nodes: []Node{silent, someNode("b", 0, 0, 10)}, node: "b", says: "a: silent for 40s"},
 		"an excluded node is left out, with why": {nodes: []Node{someNode("a", 1, 1, 10)}, req: Request{Exclude: map[string]string{"a": "refused: full"}},
 			err: env.ErrExhausted, says: "1 excluded (a: refused: full)"},
-		"only the snapshot's node will do": {nodes: []Node{someNode("a", 0, 9, 10), someNode("b", 0, 0, 10)}, req: Request{Only: "b", Cold: true}, node: "b", says: "a: not where the snapshot is"},
-		"an unknown class is not found":    {nodes: []Node{someNode("a", 1, 1, 10)}, req: Request{Class: "huge"}, err: env.ErrNotFound, says: `class "huge": no node of 1 has it`},
+		"only the snapshot's node will do":           {nodes: []Node{someNode("a", 0, 9, 10), someNode("b", 0, 0, 10)}, req: Request{Only: "b", Cold: true}, node: "b", says: "a: not where the snapshot is"},
+		"more memory than its class needs room":      {nodes: []Node{noMemory, large}, req: Request{Memory: 300}, node: "b", says: "a: no free memory"},
+		"a warm slot needs room for the rest only":   {nodes: []Node{tight}, req: Request{Memory: 150}, node: "c", warm: true},
+		"a warm slot without room for the rest":      {nodes: []Node{tight}, req: Request{Memory: 151}, err: env.ErrExhausted, says: "1 no free memory"},
+		"less memory than its class is made with it": {nodes: []Node{noMemory}, req: Request{Memory: 40}, err: env.ErrExhausted, says: "1 no free memory"},
+		"less memory than its class fits a warm one": {nodes: []Node{tight}, req: Request{Memory: 40}, node: "c", warm: true},
+		"no slot, whatever the memory":               {nodes: []Node{someNode("a", 0, 10, 10)}, req: Request{Memory: 1}, err: env.ErrExhausted, says: "1 no free slot"},
+		"an unknown class is not found":              {nodes: []Node{someNode("a", 1, 1, 10)}, req: Request{Class: "huge"}, err: env.ErrNotFound, says: `class "huge": no node of 1 has it`},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -204,4 +214,25 @@ func cpu() time.Duration {
 	var u syscall.Rusage
 	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+func TestClaimsWithMemoryOfTheirOwnAreBookedByIt(t *testing.T) {
+	x := NewIndex()
+	n := someNode("a", 1, 1, 10)
+	n.MemoryMax, n.MemoryUsed = 1000, 100
+	x.Set(n)
+	for i, want := range []int64{400, 900} { // warm: 100 less 100 more 400; cold: 500 more
+		d, err := x.Decide(Request{Class: "small", Memory: []int64{400, 500}[i]})
+		if err != nil || d.Warm != (i == 0) {
+			t.Fatalf("claim %d: %+v, %v", i, d, err)
+		}
+		x.Begin(d)
+		x.End(d, Claimed)
+		if got := x.nodes["a"].MemoryUsed; got != want {
+			t.Errorf("after claim %d %d bytes are used, want %d", i, got, want)
+		}
+	}
+	if _, err := x.Decide(Request{Class: "small", Memory: 101}); !errors.Is(err, env.ErrExhausted) {
+		t.Errorf("beyond the node's memory: %v", err)
+	}
 }

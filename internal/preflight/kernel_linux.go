@@ -76,7 +76,7 @@ func haveUserNamespaces(in Input) result {
 
 func havePSI() result {
 	_, err := os.ReadFile("/proc/pressure/memory")
-	return orDegraded(err, "boot with psi=1 to have pressure in placement and metrics")
+	return orDegraded(err, "boot with psi=1 to have refill yield to the node's pressure")
 }
 
 func haveSwap() result {
@@ -85,7 +85,7 @@ func haveSwap() result {
 		return orDegraded(err, "mount /proc")
 	}
 	if n := strings.Count(strings.TrimSpace(string(b)), "\n"); n > 0 {
-		return yes(fmt.Sprintf("%d areas; environments do not swap", n))
+		return yes(fmt.Sprintf("%d areas; environments swap only where their class says so, ready slots with warm.deflate", n))
 	}
-	return yes("none")
+	return yes("none; warm.deflate needs some")
 }

@@ -15,11 +15,20 @@ func probes(in Input) []probe {
 		{"kernel", "seccomp filters", true, pure(haveSeccomp)},
 		{"kernel", "pressure (PSI)", false, pure(havePSI)},
 		{"kernel", "swap", false, pure(haveSwap)},
+		{"kernel", "open files", false, pure(openFiles)},
 		{"cgroup", "layout", true, pure(func() result { return cgroupLayout(in.CgroupMount) })},
 		{"cgroup", "freeze", true, pure(func() result { return cgroupFreeze(in.CgroupMount) })},
 		{"cgroup", "kill", true, pure(func() result { return cgroupFile(in.CgroupMount, "cgroup.kill", "Linux 5.14") })},
 		{"cgroup", "controllers", true, pure(func() result { return cgroupControllers(in.CgroupMount) })},
 		{"cgroup", "memory.reclaim", false, pure(func() result { return cgroupReclaim(in.CgroupMount) })},
+		{"cgroup", "cpu burst", false, pure(func() result {
+			return cgroupLimit(in.CgroupMount, "cpu", "cpu.max.burst", "cpu.cfs_burst_us", "Linux 5.14")
+		})},
+		{"cgroup", "memory.high", false, pure(func() result { return cgroupLimit(in.CgroupMount, "memory", "memory.high", "", "") })},
+		{"cgroup", "swap limit", false, pure(func() result {
+			return cgroupLimit(in.CgroupMount, "memory", "memory.swap.max", "", "a kernel with swap")
+		})},
+		{"cgroup", "io limits", false, pure(func() result { return cgroupIO(in.CgroupMount, in.StateDir) })},
 		{"bpf", "BTF", true, pure(haveBTF)},
 		{"bpf", "ring buffer", true, pure(haveRingBuffer)},
 		{"bpf", "LPM trie", true, pure(haveLPM)},

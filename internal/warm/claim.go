@@ -37,6 +37,8 @@ type Claim struct {
 	Labels     map[string]string
 	Snapshot   env.SnapshotID // restored before the first process; empty for none
 	WarmOnly   bool           // refuse instead of starting a container
+	Limits     env.Limits     `json:",omitzero"`  // in place of the class's
+	TimeToLive time.Duration  `json:",omitempty"` // at most what the class allows; 0 is what it says
 
 	// Kept with the environment, so that a new controller knows the call that
 	// made it. Who repeats a call may leave them out: they ask for nothing.
@@ -45,6 +47,10 @@ type Claim struct {
 
 	// Fetch is where the snapshot is got from if this node does not have it.
 	Fetch *FetchFrom `json:"-"`
+
+	// Lifetime is of an environment that goes on here. It counts instead of
+	// TimeToLive.
+	Lifetime *Lifetime `json:"-"`
 
 	forked bool // the claim began the lineage of its environment
 }
@@ -79,11 +85,21 @@ type Environment struct {
 	Address    string
 	PID        int
 	Ports      []env.Port
-	Ephemeral  bool // of its class: no controller stores it
+	Ephemeral  bool          // of its class: no controller stores it
+	Resources  env.Resources // in force
+	// Reason is a word for what the node did by itself: idle, of one that is paused
+	// because it did nothing; expired, of one whose time to live ended.
+	Reason     string
+	Expires    time.Time     // when it is released; zero is never
+	TimeToLive time.Duration // as asked for, from the claim; 0 is what the class says
 
 	ClaimKey     []byte
 	ClaimRequest []byte
 }
+
+// Idle reports whether the environment is paused because it did nothing, so that
+// it goes on when it is used.
+func (e Environment) Idle() bool { return e.Reason == reasonIdle }
 
 // validate checks a claim's form; it cannot know whether the class exists.
 func (c *Claim) validate() error {
@@ -99,6 +115,9 @@ func (c *Claim) validate() error {
 		return fmt.Errorf("%w: idempotency key of %d bytes, at most %d", env.ErrInvalid, len(c.Key), maxKey)
 	}
 	if err := validHostname(c.Hostname); err != nil {
+		return err
+	}
+	if err := c.Limits.Check(); err != nil {
 		return err
 	}
 	if n := max(len(c.ClaimKey), len(c.ClaimRequest)); n > maxClaimDigest {

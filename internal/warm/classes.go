@@ -63,7 +63,7 @@ func (n *Node) poolClassLocked(name string) *env.Class {
 // holds mu.
 func (n *Node) dropPoolsLocked() {
 	for name, p := range n.pools {
-		if n.classes[name] == nil && len(p.ready) == 0 && p.making == 0 {
+		if n.classes[name] == nil && len(p.ready) == 0 && p.making == 0 && !n.checksLocked(name) {
 			delete(n.pools, name)
 		}
 	}

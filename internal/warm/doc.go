@@ -14,13 +14,24 @@
 //     still claiming was never answered and is undone.
 //   - The journal is written before the freezer, so that a restart completes
 //     what was intended.
+//   - The journal says of an environment's memory limit never less than the kernel,
+//     so that memory is not promised twice, whenever the agent dies.
 //   - The island is locked from before the first process until the claim, and
 //     again before a release or a quarantine begins.
 //   - Secret values (variables, metadata, tokens) are never in the journal.
 //   - What is fenced, or held for a move, stays frozen and locked over restarts
 //     until Unfence or Resume; a fenced node takes no claims.
+//   - An end is decided by CLOCK_BOOTTIME, an extension that was answered is on
+//     disk. What may run elsewhere (held, fenced) or is evidence (quarantined)
+//     is not released because its time came.
+//   - Only a pause for idleness is undone by use. Who uses an environment is
+//     counted before its phase is looked at, so that nobody is left frozen.
 //   - A changed class never empties its pool; environments keep the class that
 //     they were made from.
+//   - A ready slot that is checked or deflated is in no pool meanwhile. A claim
+//     that finds no other ends that, and takes it frozen.
+//   - From before its identity is written until its end nothing of a slot may go
+//     to swap, unless its class lets it swap.
 //   - After Quiesce nothing begins, so that another process may take over.
 //   - No more slots are prepared than the pools and the node's limit allow, and
 //     never two at a time for the pools.

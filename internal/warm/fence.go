@@ -134,6 +134,8 @@ func (n *Node) unfence(ctx context.Context, s *slot) error {
 			e.Message = heldMessage
 		case e.Phase == env.PhaseStalled:
 			e.Message = stalledMessage
+		case e.idle():
+			e.Message = idleMessage
 		}
 		return nil
 	})

@@ -143,7 +143,9 @@ func TestKeysOfTheControllerAreKeptWithTheEnvironment(t *testing.T) {
 func TestCloseDoesNotWaitForAnInitThatHangs(t *testing.T) {
 	requireChown(t)
 	b := newBench(t)
-	n := b.open(demoClass(0))
+	class := demoClass(0)
+	class.Services = []env.Service{{Name: "late", Command: []string{"late"}, Start: env.StartAfterClaim}}
+	n := b.open(class)
 	b.world.hang = true // Claimed of the guest, until its context ends
 	a, err := n.Claim(t.Context(), Claim{Class: "demo"})
 	if err != nil {
@@ -157,7 +159,7 @@ func TestCloseDoesNotWaitForAnInitThatHangs(t *testing.T) {
 		t.Errorf("close took %s", took)
 	}
 	b.world.hang = false
-	n = b.open(demoClass(0))
+	n = b.open(class)
 	if got, err := n.Get(a.Environment.ID); err != nil || got.Phase != env.PhaseRunning {
 		t.Errorf("environment = %+v, %v", got, err)
 	}

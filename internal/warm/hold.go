@@ -89,8 +89,11 @@ func (n *Node) unhold(ctx context.Context, s *slot) error {
 			return refusal(e)
 		}
 		e.Phase, e.Held, e.HeldAt, e.Message = e.Held, "", "", ""
-		if e.Phase == env.PhaseStalled {
+		switch {
+		case e.Phase == env.PhaseStalled:
 			e.Message = stalledMessage
+		case e.idle():
+			e.Message = idleMessage
 		}
 		return nil
 	})

@@ -37,7 +37,14 @@ type slotState struct {
 	Upper    string        `json:"upper,omitempty"`
 	Island   []byte        `json:"island,omitempty"`
 	Made     time.Time     `json:"made"`
-	Env      *envState     `json:"env,omitempty"`
+	// Checking is set while a ready slot is thawed to be probed again, Proven
+	// is when its readiness was seen last.
+	Checking bool      `json:"checking,omitempty"`
+	Proven   time.Time `json:"proven,omitzero"`
+	// Swappable is set before a ready slot's memory may be swapped out, which
+	// ends with its claim.
+	Swappable bool      `json:"swappable,omitempty"`
+	Env       *envState `json:"env,omitempty"`
 }
 
 // envState is what must be known of an environment. It holds no secret.
@@ -59,6 +66,18 @@ type envState struct {
 	Took       time.Duration     `json:"took,omitempty"`
 	Ports      []env.Port        `json:"ports,omitempty"`
 	Ephemeral  bool              `json:"ephemeral,omitempty"`
+	Limits     env.Limits        `json:"limits,omitzero"` // in place of the class's
+	// Begun and Ends are its claim and its end by CLOCK_BOOTTIME; no end is 0.
+	// Expires is the end by the wall clock, for people.
+	Begun      time.Duration `json:"begun,omitempty"`
+	Ends       time.Duration `json:"ends,omitempty"`
+	Expires    time.Time     `json:"expires,omitzero"`
+	TimeToLive time.Duration `json:"timeToLive,omitempty"` // as asked for; 0 is what the class says
+	// Idle is true of one that is paused because it did nothing, also while it is
+	// fenced or held.
+	Idle bool `json:"idle,omitempty"`
+	// Expired is when it was released because its time had come.
+	Expired time.Time `json:"expired,omitzero"`
 	// ClaimKey and ClaimRequest are kept for the controller.
 	ClaimKey     []byte `json:"claimKey,omitempty"`
 	ClaimRequest []byte `json:"claimRequest,omitempty"`
@@ -87,6 +106,9 @@ type replay struct {
 	// stale are slots of an earlier boot: nothing of them runs, but files and
 	// containerd's objects remain.
 	stale map[env.SlotID]slotState
+	// expired are environments that were released because their time came, oldest
+	// first.
+	expired []slotState
 }
 
 func newReplay(boot string) *replay {
@@ -113,6 +135,9 @@ func (r *replay) visit(b []byte) error {
 	}
 	if rec.Gone {
 		delete(into, rec.Slot.ID)
+		if e := rec.Slot.Env; e != nil && !e.Expired.IsZero() {
+			r.expired = append(r.expired, rec.Slot)
+		}
 		return nil
 	}
 	into[rec.Slot.ID] = rec.Slot

@@ -11,7 +11,8 @@ import (
 )
 
 // Pause freezes an environment until Resume. Repeating it freezes again, in
-// case the first try did not complete.
+// case the first try did not complete. One that is paused because it did nothing
+// does not go on by itself any more.
 func (n *Node) Pause(ctx context.Context, id env.ID) (Environment, error) {
 	return n.switchTo(ctx, id, env.PhasePaused)
 }
@@ -73,11 +74,17 @@ func (n *Node) Quarantine(ctx context.Context, id env.SlotID, why string) error 
 	if claimed && n.pending[s.state.Env.ID] {
 		s.condemned = why
 	}
+	checked := n.checking != nil && n.checking.slot == s
+	if checked {
+		n.checking.stop(fmt.Errorf("%w: %s", env.ErrDenied, why)) // cancels only: calls nothing back
+	}
 	pending, pooled := s.condemned != "" && claimed && n.pending[s.state.Env.ID], !claimed && n.takeLocked(s)
 	n.mu.Unlock()
 	switch {
 	case pooled:
 		return n.destroy(context.WithoutCancel(ctx), s)
+	case checked: // which ends with its removal
+		return nil
 	case !claimed:
 		return fmt.Errorf("%w: slot %s is being prepared", env.ErrState, id)
 	case pending:
@@ -93,7 +100,7 @@ func (n *Node) quarantine(ctx context.Context, s *slot, why string) error {
 			if !slices.Contains(living, e.Phase) {
 				return refusal(e)
 			}
-			e.Phase, e.Message, e.Before, e.Held, e.HeldAt = env.PhaseQuarantined, why, "", "", ""
+			e.Phase, e.Message, e.Before, e.Held, e.HeldAt, e.Idle = env.PhaseQuarantined, why, "", "", "", false
 			return nil
 		})
 		if err != nil {
@@ -164,6 +171,12 @@ func (n *Node) Fork(ctx context.Context, id env.ID, children []Claim) (env.Snaps
 	var answers []Answer
 	for _, child := range children {
 		child.Class, child.Tenant, child.Snapshot = st.Class, st.Env.Tenant, snap.ID
+		if child.Limits == (env.Limits{}) {
+			child.Limits = st.Env.Limits
+		}
+		if child.TimeToLive == 0 {
+			child.TimeToLive = st.Env.TimeToLive
+		}
 		answer, err := n.Claim(ctx, child)
 		if err != nil {
 			err = fmt.Errorf("child %d of %d: %w", len(answers)+1, len(children), err)
@@ -211,7 +224,6 @@ const (
 )
 
 func (n *Node) release(ctx context.Context, id env.ID, gen env.Generation, keep keep) (env.Snapshot, error) {
-	start := time.Now()
 	s, done, err := n.hold(ctx, id)
 	if err != nil {
 		return env.Snapshot{}, err
@@ -220,7 +232,13 @@ func (n *Node) release(ctx context.Context, id env.ID, gen env.Generation, keep 
 	if own := n.stateOf(s).Env.Generation; gen != 0 && gen < own {
 		return env.Snapshot{}, fmt.Errorf("%w: environment %s has generation %d here, newer than %d", env.ErrFenced, id, own, gen)
 	}
-	var snap env.Snapshot
+	return n.releaseHeld(ctx, s, keep, func(e *envState, _ env.SnapshotID) { e.Message = "" })
+}
+
+// releaseHeld is release for a held slot. Note says in the record why, and gets
+// the snapshot that was taken, if one was.
+func (n *Node) releaseHeld(ctx context.Context, s *slot, keep keep, note func(*envState, env.SnapshotID)) (snap env.Snapshot, err error) {
+	start, id := time.Now(), n.stateOf(s).Env.ID
 	if keep == keepSnapshot || keep == keepAsClassSays && s.class.Snapshot.OnRelease {
 		if snap, err = n.lastSnapshot(ctx, s); err != nil {
 			return env.Snapshot{}, err
@@ -228,7 +246,19 @@ func (n *Node) release(ctx context.Context, id env.ID, gen env.Generation, keep 
 	}
 	// A full disk must not stop a release: it may be what frees the disk, and
 	// a restart finds the init gone and removes the rest.
-	if err := n.setPhase(s, env.PhaseReleased, "", append(living, env.PhaseFailed)...); err != nil && !errors.Is(err, env.ErrExhausted) {
+	end := func(e *envState) error {
+		if !slices.Contains(append(living, env.PhaseFailed, env.PhaseReleased), e.Phase) {
+			return refusal(e)
+		}
+		e.Phase, e.Idle = env.PhaseReleased, false
+		note(e, snap.ID)
+		return nil
+	}
+	err = n.changeIf(s, func(st *slotState) error { return end(st.Env) })
+	if errors.Is(err, env.ErrExhausted) {
+		err = n.force(s, end)
+	}
+	if err != nil {
 		return snap, err
 	}
 	n.dropEnvironment(id)
@@ -340,14 +370,14 @@ func (n *Node) hold(ctx context.Context, id env.ID) (s *slot, done func(), err e
 // setPhase journals a phase if the environment is in it already or in one of
 // from; otherwise it is env.ErrState. A repetition writes nothing.
 func (n *Node) setPhase(s *slot, phase env.Phase, message string, from ...env.Phase) error {
-	if n.stateOf(s).Env.Phase == phase {
+	if e := n.stateOf(s).Env; e.Phase == phase && !e.Idle {
 		return nil
 	}
 	return n.changeIf(s, func(st *slotState) error {
 		if !slices.Contains(from, st.Env.Phase) {
 			return refusal(st.Env)
 		}
-		st.Env.Phase, st.Env.Message = phase, message
+		st.Env.Phase, st.Env.Message, st.Env.Idle = phase, message, false
 		return nil
 	})
 }

@@ -1,6 +1,10 @@
 package warm
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
 
 // Metrics of the warm part. Labels are classes, phases and reasons, never ids.
 type Metrics struct {
@@ -10,8 +14,15 @@ type Metrics struct {
 	prepare         *prometheus.HistogramVec
 	prepareFailures *prometheus.CounterVec
 	dead            *prometheus.CounterVec
+	checks          *prometheus.CounterVec
+	deflation       *prometheus.HistogramVec
 	releases        prometheus.Histogram
 	leaks           prometheus.Counter
+	expired         *prometheus.CounterVec
+	expiryFailures  prometheus.Counter
+	idled           *prometheus.CounterVec
+	woken           *prometheus.CounterVec
+	wakeSeconds     prometheus.Histogram
 }
 
 // claimBuckets go from 0.1 ms to 3.3 s.
@@ -35,31 +46,53 @@ func newMetrics() *Metrics {
 			Name: "hearth_slot_prepare_failures_total", Help: "Preparations of slots for a pool that did not succeed.",
 		}, []string{"class"}),
 		dead: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "hearth_slots_dead_total", Help: "Ready slots whose init ended in the pool.",
-		}, []string{"class"}),
+			Name: "hearth_slots_dead_total", Help: "Ready slots that were found dead in the pool, by what was dead: their init, or, seen by a check, their readiness or the freezer.",
+		}, []string{"class", "reason"}),
+		checks: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "hearth_slot_checks_total", Help: "Checks of old ready slots, by result (passed, failed, interrupted).",
+		}, []string{"class", "result"}),
+		deflation: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "hearth_slot_deflation_bytes", Help: "Memory of ready slots in use before and after they were deflated.", Buckets: prometheus.ExponentialBuckets(1<<20, 2, 14),
+		}, []string{"class", "moment"}),
 		releases: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "hearth_release_seconds", Help: "Time to remove every trace of an environment.", Buckets: prometheus.ExponentialBuckets(0.005, 2, 12),
 		}),
 		leaks: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "hearth_slot_removal_failures_total", Help: "Removals of a slot that left something and are tried again.",
 		}),
+		expired: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "hearth_environments_expired_total", Help: "Environments released because their time to live ended.",
+		}, []string{"class"}),
+		expiryFailures: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "hearth_environment_expiry_failures_total", Help: "Releases at the end of a time to live that did not succeed and are tried again.",
+		}),
+		idled: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "hearth_environments_idle_paused_total", Help: "Environments paused because they did nothing.",
+		}, []string{"class"}),
+		woken: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "hearth_environments_idle_resumed_total", Help: "Environments that were paused because they did nothing and went on when they were used.",
+		}, []string{"class"}),
+		wakeSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "hearth_environment_idle_resume_seconds", Help: "Time from the first use of an idle environment until it runs.", Buckets: prometheus.ExponentialBuckets(0.00005, 2, 18),
+		}),
 	}
 }
 
 func (m *Metrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.claims, m.claimSeconds, m.phaseSeconds, m.prepare, m.prepareFailures, m.dead, m.releases, m.leaks}
+	return []prometheus.Collector{m.claims, m.claimSeconds, m.phaseSeconds, m.prepare, m.prepareFailures, m.dead, m.checks, m.deflation, m.releases, m.leaks,
+		m.expired, m.expiryFailures, m.idled, m.woken, m.wakeSeconds}
 }
 
-func (m *Metrics) claim(class string, warm bool, w *stopwatch) {
+func (m *Metrics) claim(class string, warm bool, laps []PhaseTime, total time.Duration) {
 	kind := "cold"
 	if warm {
 		kind = "warm"
-		for _, lap := range w.laps {
+		for _, lap := range laps {
 			m.phaseSeconds.WithLabelValues(lap.Name).Observe(lap.Took.Seconds())
 		}
 	}
 	m.claims.WithLabelValues(class, kind).Inc()
-	m.claimSeconds.WithLabelValues(kind).Observe(w.total().Seconds())
+	m.claimSeconds.WithLabelValues(kind).Observe(total.Seconds())
 }
 
 // Describe implements prometheus.Collector.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,9 +39,12 @@ type Node struct {
 	state   *durable.Dir
 	tokens  tokens
 	metrics *Metrics
-	wake    chan struct{} // capacity 1: something changed for the pools
+	profile profile
+	wake    chan struct{}        // capacity 1: something changed for the pools
+	now     func() time.Duration // CLOCK_BOOTTIME
 	work    sync.WaitGroup
 	sweptAt time.Time // Run's own
+	pressAt time.Time // Run's own: when the node's pressure was asked
 
 	archiving sync.Mutex // guards the files of classes against being pruned before they are used
 
@@ -64,9 +68,16 @@ type Node struct {
 	reserved int       // places for slots that are not among slots yet
 	claiming int       // claims in flight; refill waits for them
 	restTill time.Time // refill waits until then: an answer is on its way
-	doomed   []*slot   // whose removal failed and is tried again
-	doomedAt time.Time
-	closed   bool // no new work
+	checking *check    // the check of a ready slot that is under way; nil if none
+	checkAt  time.Time // no check before
+	rigid    string    // why this node cannot deflate slots; "" if it can, or was not asked
+	pressed  string    // why the node has no power to spare; "" if it has
+	// preparedAt is when the last preparation for a pool began.
+	preparedAt time.Time
+	doomed     []*slot // whose removal failed and is tried again
+	doomedAt   time.Time
+	closed     bool        // no new work
+	past       []slotState // environments whose time came, oldest first; see Past
 }
 
 // pool is what is known of one class's stock beside its slots.
@@ -75,7 +86,9 @@ type pool struct {
 	failures int
 	retryAt  time.Time
 	message  string // why the last preparation failed
+	waits    string // why it is not refilled although it lacks slots; "" if it is, or is full
 	making   int
+	rolled   time.Time // the last replacement because the class changed
 }
 
 // slot is one container and all that belongs to it.
@@ -90,6 +103,7 @@ type slot struct {
 	// Fixed once the slot is made.
 	id     env.SlotID
 	class  *env.Class
+	boot   env.Resources // what it was made with: its class's, or more for a claim
 	image  Image
 	cgroup Cgroup
 	island IslandInfo
@@ -99,14 +113,18 @@ type slot struct {
 	gone sync.Once // descriptors closed
 
 	state     slotState               // guarded by Node.mu, like all below
+	asks      int64                   // memory that a claim or a resize under way is promised; 0 for none
 	doomed    bool                    // its removal began
 	removed   bool                    // nothing is left of it but its record
+	deflated  bool                    // its memory was swapped out since it was last thawed
 	condemned string                  // why to quarantine it as soon as its claim has ended
+	users     int                     // of Use
+	used      time.Duration           // when one came or went, by CLOCK_BOOTTIME; 0 if never, since this agent began
 	abort     context.CancelCauseFunc // ends its preparation; nil if there is none
 }
 
 func newSlot(id env.SlotID, class *env.Class) *slot {
-	return &slot{id: id, class: class, op: make(chan struct{}, 1)}
+	return &slot{id: id, class: class, boot: class.Resources, op: make(chan struct{}, 1)}
 }
 
 // keyed is a claim by idempotency key: in flight until done is closed.
@@ -151,8 +169,8 @@ func Open(ctx context.Context, cfg Config, dir *durable.Dir, classes []*env.Clas
 		return nil, err
 	}
 	n := &Node{
-		sweptAt: time.Now(),
-		cfg:     cfg, parts: parts, log: log, state: dir, tokens: tokens{key},
+		sweptAt: time.Now(), now: sinceBoot,
+		cfg: cfg, parts: parts, log: log, state: dir, tokens: tokens{key},
 		metrics: newMetrics(), wake: make(chan struct{}, 1),
 		classes: map[string]*env.Class{}, pools: map[string]*pool{},
 		slots: map[env.SlotID]*slot{}, envs: map[env.ID]*slot{}, keys: map[string]*keyed{}, pending: map[env.ID]bool{},
@@ -286,6 +304,7 @@ func (n *Node) forget(s *slot) error {
 	defer n.mu.Unlock()
 	delete(n.slots, st.ID)
 	n.ids.put(st.IDs)
+	n.buryEnvironment(st)
 	return nil
 }
 
@@ -325,18 +344,19 @@ func (n *Node) compact() error {
 	for _, s := range n.slots {
 		states = append(states, s.state)
 	}
+	past := slices.Clone(n.past)
 	n.mu.Unlock()
-	records, err := encodeAll(n.cfg.BootID, states)
+	records, err := encodeAll(n.cfg.BootID, states, past)
 	if err != nil {
 		return err
 	}
 	return n.journal.Rewrite(opJournal+"-compact", records)
 }
 
-func encodeAll(boot string, states []slotState) (iter.Seq[[]byte], error) {
-	recs := make([][]byte, 0, len(states))
-	for _, st := range states {
-		b, err := encodeRecord(boot, st, false)
+func encodeAll(boot string, states, gone []slotState) (iter.Seq[[]byte], error) {
+	recs := make([][]byte, 0, len(states)+len(gone))
+	for i, st := range append(gone, states...) {
+		b, err := encodeRecord(boot, st, i < len(gone))
 		if err != nil {
 			return nil, err
 		}

@@ -18,8 +18,8 @@ func (n *Node) Origin(id env.ID) (Claim, error) {
 	}
 	st := n.stateOf(s)
 	c := Claim{
-		Class: st.Class, Tenant: st.Env.Tenant, Labels: st.Env.Labels, Egress: st.Env.Egress, Hostname: st.Env.Hostname,
-		ClaimKey: st.Env.ClaimKey, ClaimRequest: st.Env.ClaimRequest,
+		Class: st.Class, Tenant: st.Env.Tenant, Labels: st.Env.Labels, Egress: st.Env.Egress, Hostname: st.Env.Hostname, Limits: st.Env.Limits,
+		ClaimKey: st.Env.ClaimKey, ClaimRequest: st.Env.ClaimRequest, Lifetime: st.Env.lifetime(n.moment()),
 	}
 	// JSON may write a byte as six characters.
 	if b := n.recall(s, EnvJSONFile, 6*MaxVariablesBytes+1024); b != nil {

@@ -25,6 +25,10 @@ func TestOriginIsWhatWasClaimed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if l := got.Lifetime; l == nil || l.Left != nil {
+		t.Errorf("lifetime = %+v, want one without an end", l)
+	}
+	got.Lifetime = nil
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(Claim{}), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
 		t.Errorf("origin (-want +got):\n%s", diff)
 	}

@@ -3,11 +3,13 @@ package warm
 import (
 	"context"
 	"net/netip"
+	"time"
 
 	"hearth/internal/env"
 )
 
-// Parts are what a Node works on. Every field but Snapshots is required.
+// Parts are what a Node works on. Every field but Snapshots and Pressure is
+// required.
 type Parts struct {
 	Runtime   containers
 	Cgroups   cgroups
@@ -17,6 +19,8 @@ type Parts struct {
 	Detector  detector
 	Disk      disk
 	Snapshots snapshots
+	Tracer    tracer
+	Pressure  pressure // nil: the node always has power to spare
 }
 
 // containers starts and removes containers. Delete is idempotent and undoes
@@ -71,6 +75,18 @@ type Cgroup interface {
 	// Thaw returns when the kernel says that the slot runs.
 	Thaw(ctx context.Context) error
 	Frozen() (bool, error)
+	// SetLimits changes limits, all or none, also of a frozen slot; zero leaves one.
+	// A memory limit below what is used is env.ErrState, one that the kernel does not
+	// have env.ErrUnsupported.
+	SetLimits(limits env.Resources) error
+	// Deflate lets the memory of a frozen slot be swapped out, and has that done,
+	// until ctx ends; it returns the bytes in use before and after. A node that
+	// cannot is env.ErrUnsupported.
+	Deflate(ctx context.Context) (before, after int64, err error)
+	// Inflate ends that: no more is swapped out than limits allow.
+	Inflate(limits env.Resources) error
+	// CPUTime is what its processes have used of the CPUs so far.
+	CPUTime() (time.Duration, error)
 	Kill(ctx context.Context) error
 	// Remove is idempotent.
 	Remove(ctx context.Context) error
@@ -88,6 +104,8 @@ type islands interface {
 	Warm(class env.EgressPolicy, claim *env.EgressPolicy) error
 	Unlock(slot env.SlotID, class env.EgressPolicy, claim *env.EgressPolicy) error
 	Lock(slot env.SlotID) error
+	// Packets is how many packets have passed so far, in both directions.
+	Packets(slot env.SlotID) (uint64, error)
 	// Destroy is idempotent.
 	Destroy(ctx context.Context, slot env.SlotID) error
 	// Sweep removes the islands of slots that keep refuses.
@@ -159,6 +177,19 @@ type disk interface {
 	// Watch counts what a slot writes from now on, until Unwatch.
 	Watch(slot env.SlotID, cgroup uint64, class string) error
 	Unwatch(slot env.SlotID)
+}
+
+// pressure knows whether the node has power to spare for slots that nobody
+// waits for.
+type pressure interface {
+	// Pressed says what the node is short of, "" for nothing.
+	Pressed() (string, error)
+}
+
+// tracer is told of claims that succeeded, beside their answer.
+type tracer interface {
+	// Claimed is told with the context of the call, which may have ended.
+	Claimed(ctx context.Context, class string, warm bool, begun time.Time, phases []PhaseTime)
 }
 
 // detector watches slots for abuse.

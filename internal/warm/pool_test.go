@@ -22,7 +22,7 @@ func TestNextChoosesTheMostUsefulAction(t *testing.T) {
 		retire  env.SlotID
 		until   time.Time
 	}{
-		"nothing lacks":                {[]poolView{{fits: true, class: a, ready: []readySlot{fresh("x"), fresh("y")}}}, 9, nil, "", noon.Add(time.Hour)},
+		"nothing lacks":                {[]poolView{{fits: true, class: a, ready: []readySlot{fresh("x"), fresh("y")}}}, 9, nil, "", noon.Add(54 * time.Minute)},
 		"the emptiest pool first":      {[]poolView{{fits: true, class: a, ready: []readySlot{fresh("x")}}, {fits: true, class: b}}, 9, b, "", time.Time{}},
 		"one being made counts":        {[]poolView{{fits: true, class: a, preparing: 2}}, 9, nil, "", time.Time{}},
 		"no memory":                    {[]poolView{{class: b}}, 9, nil, "", time.Time{}},
@@ -35,7 +35,7 @@ func TestNextChoosesTheMostUsefulAction(t *testing.T) {
 			{id: "x", revision: "2", made: noon.Add(-2 * time.Hour)}}}}, 9, nil, "x", time.Time{}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := next(test.pools, test.room, noon)
+			got := next(test.pools, nodeView{room: test.room, now: noon})
 			if got.prepare != test.prepare || got.retire != test.retire {
 				t.Errorf("next = %+v, want prepare %v retire %q", got, test.prepare, test.retire)
 			}
@@ -56,7 +56,7 @@ func TestPoolsNeverHoldMoreThanWanted(t *testing.T) {
 		now, made := noon, 0
 		for range 300 {
 			now = now.Add(time.Duration(rng.IntN(2000)) * time.Millisecond)
-			act := next([]poolView{p}, 100, now)
+			act := next([]poolView{p}, nodeView{room: 100, now: now})
 			switch {
 			case act.retire != "":
 				for i, s := range p.ready {

@@ -18,9 +18,14 @@ type fill func(ctx context.Context, image Image, files Files) error
 // caller has raised n.reserved for it. What was made before an error is removed
 // again.
 func (n *Node) prepare(ctx context.Context, class *env.Class, fill fill) (*slot, error) {
+	return n.prepareWith(ctx, class, class.Resources, fill)
+}
+
+// prepareWith is prepare with other resources than the class's.
+func (n *Node) prepareWith(ctx context.Context, class *env.Class, boot env.Resources, fill fill) (*slot, error) {
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.PrepareTimeout)
 	defer cancel()
-	s, err := n.reserveSlot(class)
+	s, err := n.reserveSlot(class, boot)
 	if err != nil {
 		return nil, err
 	}
@@ -49,8 +54,9 @@ func (n *Node) abortable(s *slot, abort context.CancelCauseFunc) {
 
 // reserveSlot reserves ids and enters the slot into journal and memory, so that
 // whatever is made for it has an owner.
-func (n *Node) reserveSlot(class *env.Class) (*slot, error) {
+func (n *Node) reserveSlot(class *env.Class, boot env.Resources) (*slot, error) {
 	s := newSlot(env.NewSlotID(), class)
+	s.boot, s.asks = boot, boot.MemoryBytes
 	if err := n.enter(s); err != nil {
 		return nil, err
 	}
@@ -75,7 +81,7 @@ func (n *Node) enter(s *slot) error {
 	if full != nil {
 		return full
 	}
-	if used, want := n.memoryLocked(), s.class.Resources.MemoryBytes; used+want > n.memory {
+	if used, want := n.memoryLocked(), s.memoryLocked(); used+want > n.memory {
 		return fmt.Errorf("%w: %d of %d bytes of memory are promised, class %s needs %d; release environments or raise the node's budget (limits.memory)",
 			env.ErrExhausted, used, n.memory, s.class.Name, want)
 	}
@@ -95,7 +101,7 @@ func (n *Node) enter(s *slot) error {
 func (n *Node) memoryLocked() int64 {
 	var sum int64
 	for _, s := range n.slots {
-		sum += s.class.Resources.MemoryBytes
+		sum += s.memoryLocked()
 	}
 	return sum
 }
@@ -134,7 +140,7 @@ func (n *Node) build(ctx context.Context, s *slot, fill fill) error {
 		st.Phase = env.SlotReady
 		st.Image, st.Upper = s.image.Digest, files.Upper
 		st.PID, st.PIDStart = s.init.PID(), s.init.Started()
-		st.Island = s.island.Record
+		st.Island, st.Proven = s.island.Record, time.Now()
 	})
 }
 
@@ -153,7 +159,7 @@ func (n *Node) isolate(ctx context.Context, s *slot, files Files) error {
 			n.log.Warn("release namespace holder", "slot", id, "error", err)
 		}
 	}()
-	if s.cgroup, err = n.parts.Cgroups.Create(id, s.class.Resources); err != nil {
+	if s.cgroup, err = n.parts.Cgroups.Create(id, s.boot); err != nil {
 		return err
 	}
 	if err := n.parts.Detector.Bind(id, island.NetID, s.cgroup.ID(), s.class); err != nil {
@@ -162,12 +168,18 @@ func (n *Node) isolate(ctx context.Context, s *slot, files Files) error {
 	if err := n.parts.Disk.Watch(id, s.cgroup.ID(), s.class.Name); err != nil {
 		return err
 	}
+	class := *s.class
+	class.Resources = s.boot
 	pid, err := n.parts.Runtime.Create(ctx, Container{
-		Slot: id, Class: s.class, Image: s.image, IDs: files.IDs,
+		Slot: id, Class: &class, Image: s.image, IDs: files.IDs,
 		UserNS: island.UserNS, NetNS: island.NetNS,
 		Cgroup: s.cgroup.ContainerPath(), Workspace: files.Workspace,
 	})
 	if err != nil {
+		return err
+	}
+	// Now the container has a cgroup of its own below.
+	if err := s.cgroup.SetLimits(s.boot); err != nil {
 		return err
 	}
 	if s.init, err = n.parts.Inits.Open(pid); err != nil {

@@ -43,6 +43,9 @@ func (n *Node) recover(ctx context.Context, past *replay) error {
 	if err != nil {
 		return fmt.Errorf("list containers: %w", err)
 	}
+	for _, st := range past.expired {
+		n.buryEnvironment(st)
+	}
 	for _, st := range past.slots {
 		if err := n.takeBack(ctx, st, found[st.ID]); err != nil {
 			return err
@@ -98,7 +101,7 @@ func (n *Node) takeBack(ctx context.Context, st slotState, pid int) error {
 	}
 	switch verdict {
 	case keepReady:
-		return n.keepReady(s)
+		return n.keepReady(ctx, s)
 	case keepEnvironment:
 		if err := n.reopen(ctx, s); err != nil {
 			n.fail(ctx, s, "it could not be taken back: "+err.Error())
@@ -113,11 +116,15 @@ func (n *Node) takeBack(ctx context.Context, st slotState, pid int) error {
 	return nil
 }
 
-// keepReady puts a ready slot back into its pool.
-func (n *Node) keepReady(s *slot) error {
+// keepReady puts a ready slot back into its pool, frozen. Of one that was being
+// checked nothing more is known than before the check.
+func (n *Node) keepReady(ctx context.Context, s *slot) error {
 	err := n.watch(s)
 	if err == nil {
 		err = s.init.OpenIdentity(s.state.IDs)
+	}
+	if err == nil && s.state.Checking {
+		err = n.endCheck(ctx, s, false)
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -238,6 +245,9 @@ func (n *Node) reopen(ctx context.Context, s *slot) error {
 	}
 	if err != nil {
 		return err
+	}
+	if err := s.cgroup.SetLimits(live(s.resources(s.state))); err != nil { // the old ones hold
+		n.log.Error("restore limits of environment", "environment", e.ID, "error", err)
 	}
 	if err := n.settle(ctx, s); err != nil {
 		n.log.Error("settle environment", "environment", e.ID, "phase", e.Phase, "error", err)

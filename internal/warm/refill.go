@@ -39,12 +39,19 @@ func (n *Node) step(ctx context.Context) (time.Duration, error) {
 			return idleCheck, fmt.Errorf("sweep orphans: %w", err)
 		}
 	}
+	n.feel(now)
 	act := n.decide(now)
 	switch {
 	case act.retire != "":
-		return 0, n.retire(ctx, act.retire)
+		return 0, n.retire(ctx, act.retire, act.rolls)
 	case act.prepare != nil:
-		n.refill(ctx, act.prepare)
+		n.refill(ctx, act.prepare, act.rolls)
+		return 0, nil
+	case act.check != "":
+		n.attend(ctx, act.check, n.prove)
+		return 0, nil
+	case act.deflate != "":
+		n.attend(ctx, act.deflate, n.deflate)
 		return 0, nil
 	case act.until.IsZero():
 		return idleCheck, nil
@@ -88,14 +95,24 @@ func (n *Node) decide(now time.Time) action {
 			return action{retire: id}
 		}
 	}
-	room := n.roomLocked()
-	resting := n.restTill.After(now)
-	if n.claiming > 0 || n.closed || resting {
-		room = 0
+	view := nodeView{
+		now: now, room: n.roomLocked(), checking: n.checking != nil, checkAt: n.checkAt, rigid: n.rigid != "",
+		pressed: n.pressed, pressedTill: n.preparedAt.Add(pressedPause),
 	}
-	act := next(views, room, now)
-	if resting && act.retire == "" && (act.until.IsZero() || act.until.After(n.restTill)) {
-		act.until = n.restTill
+	switch {
+	case n.closed:
+		view.hush = "the agent stops"
+	case n.claiming > 0:
+		view.hush = "claims are under way"
+	case n.restTill.After(now):
+		view.hush = "a claim's answer is on its way"
+	}
+	act := next(views, view)
+	if n.restTill.After(now) && act.retire == "" {
+		act.wait(n.restTill)
+	}
+	for name, p := range n.pools {
+		p.waits = act.waits[name]
 	}
 	return act
 }
@@ -106,10 +123,17 @@ func (n *Node) poolViewsLocked() []poolView {
 	memory, room := n.memoryLocked(), n.roomLocked()
 	for name, p := range n.pools {
 		class := n.poolClassLocked(name)
-		v := poolView{class: class, preparing: p.making, failures: p.failures, retryAt: p.retryAt}
+		v := poolView{
+			class: class, preparing: p.making, failures: p.failures, retryAt: p.retryAt, message: p.message, rolled: p.rolled,
+		}
 		v.fits = room > 0 && memory+class.Resources.MemoryBytes <= n.memory
 		for _, s := range p.ready {
-			v.ready = append(v.ready, readySlot{id: s.id, revision: s.state.Revision, made: s.state.Made})
+			v.ready = append(v.ready, viewOfReady(s))
+		}
+		if c := n.checking; c != nil && c.slot.class.Name == name {
+			s := viewOfReady(c.slot)
+			s.checked = true
+			v.ready = append(v.ready, s)
 		}
 		views = append(views, v)
 	}
@@ -135,7 +159,7 @@ func (n *Node) dropDead() {
 // buryLocked counts a slot that died in its pool and has it removed. The caller
 // holds mu and has taken it out.
 func (n *Node) buryLocked(s *slot) {
-	n.metrics.dead.WithLabelValues(s.class.Name).Inc()
+	n.metrics.dead.WithLabelValues(s.class.Name, deadInit).Inc()
 	n.background(s, "its init ended in the pool")
 }
 
@@ -159,8 +183,9 @@ func (n *Node) expireKeys(now time.Time) {
 // roomLocked is how many slots may still be made. The caller holds mu.
 func (n *Node) roomLocked() int { return n.cfg.MaxSlots - len(n.slots) - n.reserved }
 
-// refill prepares one slot of the class for its pool.
-func (n *Node) refill(ctx context.Context, class *env.Class) {
+// refill prepares one slot of the class for its pool. It rolls if the pool has
+// as many as it should, but of an older revision.
+func (n *Node) refill(ctx context.Context, class *env.Class, rolls bool) {
 	n.mu.Lock()
 	p := n.pools[class.Name]
 	if p == nil || n.gate.shut { // the class went, or a hand-over began, since decide looked
@@ -169,9 +194,10 @@ func (n *Node) refill(ctx context.Context, class *env.Class) {
 	}
 	p.making++
 	n.reserved++
+	start := time.Now()
+	n.preparedAt = start
 	n.mu.Unlock()
 
-	start := time.Now()
 	s, err := n.prepare(ctx, class, nil)
 
 	n.mu.Lock()
@@ -179,6 +205,9 @@ func (n *Node) refill(ctx context.Context, class *env.Class) {
 	if err == nil {
 		p.failures, p.message, p.retryAt = 0, "", time.Time{}
 		p.ready = append(p.ready, s)
+		if rolls {
+			p.rolled = time.Now()
+		}
 	} else if ctx.Err() == nil {
 		p.failures++
 		p.retryAt = time.Now().Add(retryDelay(p.failures))
@@ -196,11 +225,15 @@ func (n *Node) refill(ctx context.Context, class *env.Class) {
 	}
 }
 
-// retire removes a ready slot from its pool.
-func (n *Node) retire(ctx context.Context, id env.SlotID) error {
+// retire removes a ready slot from its pool. It rolls if that makes room for one
+// of the class's new revision.
+func (n *Node) retire(ctx context.Context, id env.SlotID, rolls bool) error {
 	n.mu.Lock()
 	s := n.slots[id]
 	taken := s != nil && n.takeLocked(s)
+	if taken && rolls {
+		n.pools[s.class.Name].rolled = time.Now()
+	}
 	n.mu.Unlock()
 	if !taken {
 		return nil // a claim was faster

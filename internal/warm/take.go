@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"hearth/internal/env"
@@ -125,15 +126,21 @@ func (n *Node) claim(ctx context.Context, c *Claim, digest string, watch *stopwa
 	}
 	watch.lap("take")
 	err = n.personalise(ctx, s, c, digest, warm, watch)
+	if warm && errors.Is(err, errUnfit) {
+		s, err = n.tryOthers(s, c, err, func(s *slot) error { return n.personalise(ctx, s, c, digest, warm, watch) })
+	}
 	condemned, err := n.claimEnded(c.ID, s, err)
 	if err != nil {
-		n.background(s, "its claim failed")
+		if warm && errors.Is(err, errUnfit) {
+			n.putBack(s)
+		} else {
+			n.background(s, "its claim failed")
+		}
 		n.unfork(c)
 		return Answer{}, fmt.Errorf("claim environment %s: %w", c.ID, err)
 	}
-	n.metrics.claim(c.Class, warm, watch)
 	st := n.stateOf(s)
-	n.afterClaim(s, st, condemned)
+	n.afterClaim(ctx, s, st, watch, condemned)
 	return Answer{
 		Environment: s.view(st),
 		Token:       n.tokens.of(st.Env.ID, st.Env.Generation, st.Env.Epoch),
@@ -158,13 +165,22 @@ func (n *Node) obtain(ctx context.Context, c *Claim) (s *slot, warm bool, err er
 	case n.envs[c.ID] != nil || n.pending[c.ID]:
 		return nil, false, fmt.Errorf("%w: environment %s runs on this node", env.ErrExists, c.ID)
 	}
-	if err := n.overLocked(); err != nil {
+	if err := errors.Join(checkLifetime(c, class), n.overLocked()); err != nil {
 		return nil, false, err
 	}
 	n.pending[c.ID] = true
 	n.claiming++
 	if c.Snapshot == "" {
-		if s := n.popReady(class); s != nil {
+		s := n.popReady(class)
+		if s == nil && n.interrupt(ctx, class.Name) {
+			s = n.popReady(class)
+		}
+		if s != nil {
+			if err := n.askLocked(s, c); err != nil {
+				n.claiming--
+				delete(n.pending, c.ID)
+				return nil, false, err
+			}
 			n.envs[c.ID] = s
 			return s, true, nil
 		}
@@ -184,7 +200,7 @@ func (n *Node) obtain(ctx context.Context, c *Claim) (s *slot, warm bool, err er
 // caller holds mu.
 func (n *Node) popReady(class *env.Class) *slot {
 	p := n.pools[class.Name]
-	for len(p.ready) > 0 {
+	for p != nil && len(p.ready) > 0 {
 		s := p.ready[0]
 		for _, r := range p.ready {
 			if r.state.Revision == class.Revision {
@@ -226,8 +242,18 @@ func (n *Node) makeCold(ctx context.Context, class *env.Class, c *Claim) (*slot,
 
 // makeFor is makeCold without the lock. It takes the reservation.
 func (n *Node) makeFor(ctx context.Context, class *env.Class, c *Claim) (*slot, error) {
+	boot, err := bootOf(class, c.Limits)
+	if err != nil {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.reserved--
+		return nil, err
+	}
 	if c.Snapshot == "" {
-		return n.prepare(ctx, class, nil)
+		return n.prepareWith(ctx, class, boot, nil)
+	}
+	if c.goesOn() {
+		class = asItWas(class)
 	}
 	// Before the slot, whose preparation is bounded: a fetch may take long.
 	if err := n.fetch(ctx, c); err != nil {
@@ -236,7 +262,7 @@ func (n *Node) makeFor(ctx context.Context, class *env.Class, c *Claim) (*slot, 
 		n.reserved--
 		return nil, err
 	}
-	s, err := n.prepare(ctx, class, n.restore(c))
+	s, err := n.prepareWith(ctx, class, boot, n.restore(c))
 	if err != nil {
 		n.unfork(c)
 	}
@@ -313,10 +339,20 @@ func (n *Node) personalise(ctx context.Context, s *slot, c *Claim, digest string
 	if hostname == "" {
 		hostname = string(c.ID)
 	}
-	if err := n.change(s, func(st *slotState) { st.claimedBy(c, digest, warm, s.class) }); err != nil {
+	if err := n.change(s, func(st *slotState) { st.claimedBy(c, digest, warm, s.class, n.moment()) }); err != nil {
 		return err
 	}
 	watch.lap("journal")
+	own, err := n.limit(s)
+	if err != nil {
+		return err
+	}
+	if own {
+		watch.lap("limits")
+	}
+	if err := n.inflate(s); err != nil { // before its memory holds anything secret
+		return err
+	}
 	if err := s.init.Personalise(files, hostname); err != nil {
 		return err
 	}
@@ -332,29 +368,35 @@ func (n *Node) personalise(ctx context.Context, s *slot, c *Claim, digest string
 		return err
 	}
 	watch.lap("thaw")
-	return n.change(s, func(st *slotState) {
+	if err := n.change(s, func(st *slotState) {
 		st.Env.Phase = env.PhaseRunning
 		st.Env.Took = watch.total()
-	})
+	}); err != nil {
+		return err
+	}
+	watch.lap("commit")
+	return nil
 }
 
 // claimedBy makes the state that of a claim under way.
-func (st *slotState) claimedBy(c *Claim, digest string, warm bool, class *env.Class) {
+func (st *slotState) claimedBy(c *Claim, digest string, warm bool, class *env.Class, now moment) {
 	st.Phase = env.SlotClaimed
 	st.Env = &envState{
 		ID: c.ID, Tenant: c.Tenant, Generation: c.Generation, Phase: env.PhaseClaiming,
-		Warm: warm, Snapshot: c.Snapshot, Claimed: time.Now(), Labels: c.Labels, Hostname: c.Hostname, Egress: c.Egress,
+		Warm: warm, Snapshot: c.Snapshot, Claimed: now.wall, Labels: c.Labels, Hostname: c.Hostname, Egress: c.Egress,
 		Epoch: 1, Key: c.Key, Digest: digest, Ports: class.Ports,
-		Ephemeral: class.Ephemeral, ClaimKey: c.ClaimKey, ClaimRequest: c.ClaimRequest,
+		Ephemeral: class.Ephemeral, Limits: c.Limits, ClaimKey: c.ClaimKey, ClaimRequest: c.ClaimRequest,
 	}
+	st.Env.begin(c, class, now)
 }
 
-// afterClaim does beside the answer what it need not wait for: services that
-// waited for the claim, and what happened to the slot while it was claimed.
-func (n *Node) afterClaim(s *slot, st slotState, condemned string) {
+// afterClaim does beside the answer what it need not wait for: counting, services
+// that waited for the claim, and what happened to the slot while it was claimed.
+func (n *Node) afterClaim(call context.Context, s *slot, st slotState, watch *stopwatch, condemned string) {
 	n.work.Add(1)
 	go func() {
 		defer n.work.Done()
+		n.recordClaim(call, st, watch)
 		if !s.init.Alive() {
 			n.initEnded(s)
 			return
@@ -368,12 +410,20 @@ func (n *Node) afterClaim(s *slot, st slotState, condemned string) {
 			return
 		}
 		n.log.Info("environment claimed", "environment", st.Env.ID, "slot", s.id, "class", st.Class, "warm", st.Env.Warm, "took", st.Env.Took)
+		if !waitsForClaim(s.class) {
+			return
+		}
 		ctx, done := n.untilHurry(ctx) // init may hang
 		defer done()
 		if err := s.guest.Claimed(ctx); err != nil {
 			n.log.Error("start services after claim", "environment", st.Env.ID, "error", err)
 		}
 	}()
+}
+
+// waitsForClaim tells whether init has something to do once its slot is claimed.
+func waitsForClaim(class *env.Class) bool {
+	return slices.ContainsFunc(class.Services, func(s env.Service) bool { return s.Start == env.StartAfterClaim })
 }
 
 // claimEnded opens the environment to operations, or forgets it if its claim
@@ -384,6 +434,7 @@ func (n *Node) afterClaim(s *slot, st slotState, condemned string) {
 func (n *Node) claimEnded(id env.ID, s *slot, err error) (condemned string, _ error) {
 	n.mu.Lock()
 	n.claiming--
+	s.asks = 0 // its state counts
 	delete(n.pending, id)
 	if err == nil && n.fenced && !s.class.RunOnPartition {
 		err = errFenced
@@ -391,7 +442,7 @@ func (n *Node) claimEnded(id env.ID, s *slot, err error) (condemned string, _ er
 	if err != nil {
 		delete(n.envs, id)
 	}
-	condemned = s.condemned
+	condemned, s.used = s.condemned, n.now()
 	if now := time.Now(); !n.restTill.After(now) {
 		n.restTill = now.Add(rest)
 	}

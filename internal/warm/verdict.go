@@ -37,7 +37,7 @@ func judge(s slotState, f finding) (fate, string) {
 		return destroy, "its init has ended"
 	case !f.island:
 		return destroy, "its island is not in force"
-	case !f.frozen:
+	case !f.frozen && !s.Checking: // a check ends with the freeze that recovery repeats
 		return destroy, "it was ready but not frozen"
 	}
 	return keepReady, ""

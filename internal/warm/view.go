@@ -1,9 +1,11 @@
 package warm
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"hearth/internal/env"
 )
@@ -36,7 +38,20 @@ func (s *slot) view(st slotState) Environment {
 		ID:      e.ID, Slot: st.ID, Class: st.Class, Tenant: e.Tenant, Generation: e.Generation,
 		Phase: e.Phase, Message: e.Message, Warm: e.Warm, Snapshot: e.Snapshot,
 		Claimed: e.Claimed, Labels: e.Labels, PID: st.PID, Ports: e.Ports,
-		Ephemeral: e.Ephemeral, ClaimKey: e.ClaimKey, ClaimRequest: e.ClaimRequest,
+		Ephemeral: e.Ephemeral, Resources: s.resources(st), ClaimKey: e.ClaimKey, ClaimRequest: e.ClaimRequest,
+		Reason: e.reason(), Expires: e.Expires, TimeToLive: e.TimeToLive,
+	}
+}
+
+// reason is a word for what the node did by itself; empty if its owner did it.
+func (e *envState) reason() string {
+	switch {
+	case e.idle():
+		return reasonIdle
+	case !e.Expired.IsZero():
+		return reasonExpired
+	default:
+		return ""
 	}
 }
 
@@ -50,10 +65,14 @@ func (s *slot) address() string {
 
 func (n *Node) viewOf(s *slot) Environment { return s.view(n.stateOf(s)) }
 
-// Get returns one environment.
+// Get returns one environment, also one that was released a short while ago
+// because its time came.
 func (n *Node) Get(id env.ID) (Environment, error) {
 	s, err := n.find(id)
 	if err != nil {
+		if past, ok := n.pastOf(id); ok {
+			return past, nil
+		}
 		return Environment{}, err
 	}
 	return n.viewOf(s), nil
@@ -109,9 +128,16 @@ func (n *Node) Pools() []PoolView {
 		}
 		out = append(out, PoolView{
 			Class: name, Revision: class.Revision, Want: class.Warm.Slots,
-			Ready: len(p.ready), Preparing: p.making, Claimed: claimed[name], Message: p.message,
+			Ready: len(p.ready), Preparing: p.making, Claimed: claimed[name], Message: cmp.Or(p.waits, p.message, n.rigidLocked(class)),
 			Memory: class.Resources.MemoryBytes, Ephemeral: class.Ephemeral,
 		})
+	}
+	if c := n.checking; c != nil { // a claim that needs it gets it at once
+		for i := range out {
+			if out[i].Class == c.slot.class.Name {
+				out[i].Ready++
+			}
+		}
 	}
 	slices.SortFunc(out, func(a, b PoolView) int { return strings.Compare(a.Class, b.Class) })
 	return out
@@ -157,6 +183,8 @@ type Inspection struct {
 	Cgroup      string        `json:"cgroup"`
 	CgroupID    uint64        `json:"cgroupId"`
 	Upper       string        `json:"upper"`
+	Proven      time.Time     `json:"proven,omitzero"`     // its readiness was seen then
+	Swappable   bool          `json:"swappable,omitempty"` // a ready slot's memory may go to swap
 	Environment *Environment  `json:"environment,omitempty"`
 }
 
@@ -176,6 +204,7 @@ func (n *Node) Inspect(name string) (Inspection, error) {
 	out := Inspection{
 		Slot: st.ID, Phase: st.Phase, Class: st.Class, Revision: st.Revision, Image: st.Image,
 		IDs: st.IDs, PID: st.PID, Upper: st.Upper,
+		Proven: st.Proven, Swappable: st.Swappable && st.Phase == env.SlotReady,
 	}
 	if st.Phase == env.SlotPreparing || doomed {
 		return out, nil // its parts are still being made, or being removed

@@ -6,8 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strings"
 	"sync"
+	"time"
 
 	"hearth/internal/env"
 )
@@ -15,27 +15,36 @@ import (
 // world is a node's kernel and containerd in memory. It outlives Nodes, as the
 // real ones outlive agents. Every call first asks fail, if that is set.
 type world struct {
-	mu         sync.Mutex
-	fail       func(call string) error
-	calls      []string
-	containers map[env.SlotID]int // pid of the started init, 0 before
-	cgroups    map[env.SlotID]*fakeCgroup
-	islands    map[env.SlotID]string // "locked" or "open"
-	alive      map[int]bool
-	identities map[int]map[string]string
-	bound      map[env.SlotID]env.ID
-	watched    map[env.SlotID]bool
-	snaps      map[env.SnapshotID]env.Snapshot
-	lineages   map[env.ID]bool // begun by a fork
-	nextPID    int
-	hang       bool // guests take no claim
+	mu          sync.Mutex
+	fail        func(call string) error
+	calls       []string
+	containers  map[env.SlotID]int // pid of the started init, 0 before
+	cgroups     map[env.SlotID]*fakeCgroup
+	islands     map[env.SlotID]string // "locked" or "open"
+	alive       map[int]bool
+	identities  map[int]map[string]string
+	bound       map[env.SlotID]env.ID
+	watched     map[env.SlotID]bool
+	snaps       map[env.SnapshotID]env.Snapshot
+	lineages    map[env.ID]bool // begun by a fork
+	nextPID     int
+	hang        bool                         // guests take no claim
+	cpu         map[env.SlotID]time.Duration // used so far
+	packets     map[env.SlotID]uint64
+	hangReady   bool // guests' probes hang
+	hangDeflate bool // deflating goes on until it is ended
+	pressed     string
+	hygiene     map[env.SlotID]env.HygienePolicy // as init was told
+	sick        func(env.SlotID) bool            // whose probes fail, of slots that are thawed for a check; nil: none
 }
 
 func newWorld() *world {
 	return &world{
 		containers: map[env.SlotID]int{}, cgroups: map[env.SlotID]*fakeCgroup{}, islands: map[env.SlotID]string{},
 		alive: map[int]bool{}, identities: map[int]map[string]string{}, bound: map[env.SlotID]env.ID{}, watched: map[env.SlotID]bool{},
-		snaps: map[env.SnapshotID]env.Snapshot{}, lineages: map[env.ID]bool{}, nextPID: 1000,
+		hygiene: map[env.SlotID]env.HygienePolicy{},
+		snaps:   map[env.SnapshotID]env.Snapshot{}, lineages: map[env.ID]bool{}, nextPID: 1000,
+		cpu: map[env.SlotID]time.Duration{}, packets: map[env.SlotID]uint64{},
 	}
 }
 
@@ -55,6 +64,7 @@ func (w *world) parts() Parts {
 	return Parts{
 		Runtime: fakeRuntime{w}, Cgroups: fakeCgroups{w}, Islands: fakeIslands{w},
 		Inits: fakeInits{w}, Guests: fakeGuests{w}, Detector: fakeDetector{w}, Disk: fakeDisk{w}, Snapshots: fakeSnapshots{w},
+		Pressure: fakePressure{w},
 	}
 }
 
@@ -101,6 +111,33 @@ func (w *world) die(pid int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.alive[pid] = false
+}
+
+func (w *world) lives(pid int) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.alive[pid]
+}
+
+func (w *world) hygieneOf(slot env.SlotID) env.HygienePolicy {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.hygiene[slot]
+}
+
+// press makes the node short of something, or of nothing.
+func (w *world) press(what string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.pressed = what
+}
+
+type fakePressure struct{ *world }
+
+func (w fakePressure) Pressed() (string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.world.pressed, nil
 }
 
 // leftovers counts everything that exists.
@@ -185,18 +222,22 @@ type fakeCgroups struct{ *world }
 
 type fakeCgroup struct {
 	*world
+	limits env.Resources // guarded by world.mu, as the others
+	used   int64         // bytes of memory
 	slot   env.SlotID
 	pid    int
 	frozen bool
+
+	swappable bool
 }
 
-func (w fakeCgroups) Create(slot env.SlotID, _ env.Resources) (Cgroup, error) {
+func (w fakeCgroups) Create(slot env.SlotID, limits env.Resources) (Cgroup, error) {
 	if err := w.call("cgroup"); err != nil {
 		return nil, err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	c := &fakeCgroup{world: w.world, slot: slot}
+	c := &fakeCgroup{world: w.world, slot: slot, limits: limits}
 	w.cgroups[slot] = c
 	return c, nil
 }
@@ -234,6 +275,31 @@ func (c *fakeCgroup) ID() uint64                   { return 7 }
 func (c *fakeCgroup) Freeze(context.Context) error { return c.set(true, "freeze") }
 func (c *fakeCgroup) Thaw(context.Context) error   { return c.set(false, "thaw") }
 func (c *fakeCgroup) Close() error                 { return nil }
+
+func (c *fakeCgroup) Deflate(ctx context.Context) (before, after int64, err error) {
+	if err := c.call("deflate"); err != nil {
+		return 0, 0, err
+	}
+	c.mu.Lock()
+	hang := c.hangDeflate
+	c.swappable = true
+	c.mu.Unlock()
+	if hang {
+		<-ctx.Done()
+		return 8 << 20, 7 << 20, context.Cause(ctx)
+	}
+	return 8 << 20, 1 << 20, nil
+}
+
+func (c *fakeCgroup) Inflate(env.Resources) error {
+	if err := c.call("inflate"); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.swappable = false
+	return nil
+}
 
 func (c *fakeCgroup) Frozen() (bool, error) {
 	c.mu.Lock()
@@ -391,12 +457,34 @@ func (i *fakeInit) Personalise(files []IdentityFile, hostname string) error {
 }
 
 type fakeGuests struct{ *world }
-type fakeGuest struct{ *world }
+type fakeGuest struct {
+	*world
+	slot env.SlotID
+}
 
-func (w fakeGuests) Dial(env.SlotID, Init) (Guest, error) { return fakeGuest(w), w.call("dial") }
+func (w fakeGuests) Dial(slot env.SlotID, _ Init) (Guest, error) {
+	return fakeGuest{w.world, slot}, w.call("dial")
+}
 
-func (g fakeGuest) Configure(context.Context, *env.Class) error { return g.call("configure") }
-func (g fakeGuest) AwaitReady(context.Context) error            { return g.call("ready") }
+func (g fakeGuest) Configure(_ context.Context, class *env.Class) error {
+	g.mu.Lock()
+	g.hygiene[g.slot] = class.Hygiene
+	g.mu.Unlock()
+	return g.call("configure")
+}
+func (g fakeGuest) AwaitReady(ctx context.Context) error {
+	g.mu.Lock()
+	hang := g.hangReady
+	g.mu.Unlock()
+	if hang {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	if g.sick != nil && g.sick(g.slot) {
+		return fmt.Errorf("%w: a service is gone", env.ErrUnavailable)
+	}
+	return g.call("ready")
+}
 func (g fakeGuest) Claimed(ctx context.Context) error {
 	if g.hang {
 		<-ctx.Done()
@@ -404,92 +492,3 @@ func (g fakeGuest) Claimed(ctx context.Context) error {
 	}
 	return g.call("claimed")
 }
-
-type fakeDetector struct{ *world }
-
-func (w fakeDetector) Bind(slot env.SlotID, _ env.NetID, _ uint64, _ *env.Class) error {
-	if err := w.call("bind"); err != nil {
-		return err
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.bound[slot] = ""
-	return nil
-}
-
-func (w fakeDetector) Claimed(slot env.SlotID, id env.ID) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.bound[slot] = id
-}
-
-func (w fakeDetector) Unbind(slot env.SlotID) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	delete(w.bound, slot)
-}
-
-type fakeSnapshots struct{ *world }
-
-func (w fakeSnapshots) Capture(ctx context.Context, id env.ID, tenant, class, base string, _ Files, f Freezer) (env.Snapshot, error) {
-	if err := w.call("capture"); err != nil {
-		return env.Snapshot{}, err
-	}
-	if err := f.Freeze(ctx); err != nil {
-		return env.Snapshot{}, err
-	}
-	if err := f.Thaw(ctx); err != nil {
-		return env.Snapshot{}, err
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	s := env.Snapshot{ID: env.SnapshotID(fmt.Sprintf("%s/%d", id, len(w.snaps)+1)), Lineage: id, Tenant: tenant, Class: class, Base: base}
-	w.snaps[s.ID] = s
-	return s, nil
-}
-
-func (w fakeSnapshots) Restore(context.Context, env.SnapshotID, Files) error {
-	return w.call("restore")
-}
-
-func (w fakeSnapshots) Fork(_ context.Context, _ env.SnapshotID, child env.ID, _ string) error {
-	if err := w.call("fork"); err != nil {
-		return err
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.lineages[child] = true
-	return nil
-}
-
-// Fetch finds on the other node whatever it is asked for, as a snapshot of the
-// tenant and the test's image.
-func (w fakeSnapshots) Fetch(_ context.Context, id env.SnapshotID, tenant string, from FetchFrom) error {
-	if err := w.call("fetch " + from.Node); err != nil {
-		return err
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	lineage, _, _ := strings.Cut(string(id), "/")
-	w.snaps[id] = env.Snapshot{ID: id, Lineage: env.ID(lineage), Tenant: tenant, Base: "sha256:busybox"}
-	return nil
-}
-
-func (w fakeSnapshots) Delete(lineage env.ID) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	delete(w.lineages, lineage)
-	return nil
-}
-
-func (w fakeSnapshots) Get(id env.SnapshotID) (env.Snapshot, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	s, ok := w.snaps[id]
-	if !ok {
-		return s, fmt.Errorf("%w: snapshot %s", env.ErrNotFound, id)
-	}
-	return s, nil
-}
-
-func (w fakeSnapshots) List(env.ID) ([]env.Snapshot, error) { return nil, nil }

@@ -79,16 +79,50 @@ func (t bearer) RoundTrip(r *http.Request) (*http.Response, error) {
 	return t.next.RoundTrip(r)
 }
 
-// release ends an environment and waits until its place in the pool is taken
-// and nothing is prepared any more.
-func (c *clients) release(b *testing.B, id string) {
+// filling is how long a pool of poolSize may take to be full.
+const filling = 5 * time.Minute
+
+// settle ends the environments and waits until the pool is full again and nothing is
+// prepared any more.
+func (c *clients) settle(b *testing.B, ids ...string) {
 	b.Helper()
-	if _, err := c.node.Release(context.Background(), &hearthv1.NodeReleaseRequest{Environment: id}); err != nil {
+	for _, id := range ids {
+		if _, err := c.node.Release(context.Background(), &hearthv1.NodeReleaseRequest{Environment: id}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if _, err := c.stage.Node.PoolFull(filling); err != nil {
 		b.Fatal(err)
 	}
-	if _, err := c.stage.Node.PoolFull(time.Minute); err != nil {
-		b.Fatal(err)
+}
+
+// limit lets the node have so many slots, and waits until its pool is full.
+func (c *clients) limit(b *testing.B, slots int) {
+	b.Helper()
+	if c.stage.MaxSlots != slots {
+		if err := c.stage.Limit(slots); err != nil {
+			b.Fatal(err)
+		}
 	}
+	c.settle(b)
+}
+
+// rounds calls one for each iteration of b, with the number of the iteration, and
+// settles whenever so many environments are claimed as the node can give away.
+func (c *clients) rounds(b *testing.B, most int, one func(i int) (id string)) {
+	b.Helper()
+	var ids []string
+	for i := 0; b.Loop(); i++ {
+		b.StopTimer()
+		if len(ids) == most {
+			c.settle(b, ids...)
+			ids = ids[:0]
+		}
+		ids = append(ids, one(i))
+		b.StartTimer()
+	}
+	b.StopTimer()
+	c.settle(b, ids...)
 }
 
 // sample is a series of measured times.

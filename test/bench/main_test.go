@@ -12,16 +12,16 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"hearth/test/stage"
 )
 
 const (
 	instance = "hearthbench"
-	// poolSize is more than one claim takes: the pool is what a node keeps, not
-	// what the benchmark needs.
-	poolSize = 8
+	// poolSize is what the largest burst takes. With as many slots as that the node
+	// refills nothing while environments live; with refillSlots it has room to.
+	poolSize    = 100
+	refillSlots = 220
 	// insideVar names the module's root for the process inside the stage.
 	insideVar = "HEARTH_BENCH_INSIDE"
 	// samples are taken of each benchmark unless -benchtime says otherwise: a
@@ -82,11 +82,11 @@ func outside() error {
 func inside(m *testing.M, root string) int {
 	s, err := newStage(root)
 	if err == nil {
-		s.WarmSlots = poolSize
+		s.WarmSlots, s.MaxSlots, s.SlotMemory = poolSize, poolSize, "64Mi"
 		err = s.StartDaemons()
 	}
 	if err == nil {
-		_, err = s.Node.PoolFull(2 * time.Minute)
+		_, err = s.Node.PoolFull(filling)
 	}
 	if err == nil {
 		host, err = open(s)

@@ -43,7 +43,7 @@ func BenchmarkContainerdResume(b *testing.B) {
 	}
 	b.StopTimer()
 	all.report(b)
-	host.release(b, id)
+	host.settle(b, id)
 }
 
 // BenchmarkContainerdCreateStart is a container made when it is asked for:
@@ -77,7 +77,7 @@ func BenchmarkContainerdCreateStart(b *testing.B) {
 	}
 	b.StopTimer()
 	all.report(b)
-	host.release(b, id)
+	host.settle(b, id)
 }
 
 // claimed is the running container of a new environment, and its id.
@@ -85,9 +85,6 @@ func claimed(b *testing.B, ctx context.Context) (client.Container, string) {
 	b.Helper()
 	resp, err := host.node.Claim(ctx, &hearthv1.NodeClaimRequest{Spec: spec(0), WarmOnly: true})
 	if err != nil {
-		b.Fatal(err)
-	}
-	if _, err := host.stage.Node.PoolFull(time.Minute); err != nil {
 		b.Fatal(err)
 	}
 	c, err := host.containerd.LoadContainer(ctx, resp.GetEnvironment().GetSlot())

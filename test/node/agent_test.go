@@ -49,7 +49,8 @@ type agent struct {
 
 // classes of the stage's own agent. Class "web" has a service that is probed
 // and answers with the claim's variable; "bare" has none and no pool; a claim of
-// "slow" takes until its probe is given up.
+// "slow" takes until its probe is given up; "sleepy" is paused when it is idle, and
+// "brief" lives an hour at most.
 var classes = map[string]string{
 	"web": fmt.Sprintf(`  image: hearth.local/busybox:1
   services:
@@ -72,8 +73,30 @@ var classes = map[string]string{
   - {name: web, port: 8000, protocol: http}
   - {name: echo, port: 9000, protocol: tcp}
 `, warm),
-	"bare":     "  image: hearth.local/busybox:1\n  resources: {memory: 64Mi}\n",
-	"slow":     "  image: hearth.local/busybox:1\n  readiness: {command: [test, -e, /never], timeout: 25s}\n  resources: {memory: 64Mi}\n",
+	"bare": "  image: hearth.local/busybox:1\n  resources: {memory: 64Mi}\n",
+	"slow": "  image: hearth.local/busybox:1\n  readiness: {command: [test, -e, /never], timeout: 25s}\n  resources: {memory: 64Mi}\n",
+	"sleepy": `  image: hearth.local/busybox:1
+  services:
+  - name: web
+    command: [sh, -c, "mkdir -p /srv; echo ready > /srv/index.html; exec httpd -f -p 8000 -h /srv"]
+  readiness: {tcp: {port: 8000}}
+  resources: {memory: 64Mi}
+  ports: [{name: web, port: 8000, protocol: http}]
+  lifetime: {pauseWhenIdle: 5s}
+`,
+	"brief": "  image: hearth.local/busybox:1\n  resources: {memory: 64Mi}\n  lifetime: {maxTimeToLive: 1h}\n",
+	"sized": `  image: hearth.local/busybox:1
+  resources:
+    cpu: "1"
+    cpuBurst: 500m
+    cpuWeight: 50
+    memory: 64Mi
+    pids: 64
+    openFiles: 512
+    io: {writeBytes: 20Mi}
+`,
+	"marked":   "  image: hearth.local/busybox:1\n  resources: {memory: 64Mi, memoryHigh: 48Mi}\n",
+	"greedy":   "  image: hearth.local/busybox:1\n  resources: {memory: 64Mi, openFiles: 1048576}\n",
 	"nowhere":  "  image: not-imported:1\n",
 	"unpulled": "  image: 198.51.100.2:5000/none/such:1\n",
 }
@@ -94,6 +117,7 @@ network:
   resolvers: ["%s"]
 ids: {count: 64}
 limits: {slots: %d}
+refill: {cpuPressure: 100, memoryPressure: 100, ioPressure: 100}
 # The machine's disk may be as full as it is.
 disk: {keepFree: "0", keepFreeInodes: "0"}
 api:
@@ -222,18 +246,29 @@ func (a *agent) leavesNothing(t *testing.T) {
 func (a *agent) inventory() stage.Inventory {
 	inv := a.TakeInventory()
 	inv["bpf maps"] = slices.DeleteFunc(inv["bpf maps"], isPolicy)
-	inv["shims"] = a.shims()
+	inv["idle shims"] = slices.DeleteFunc(a.shims(), func(pid string) bool {
+		children, err := filepath.Glob("/proc/" + pid + "/task/*/children")
+		return err != nil || slices.ContainsFunc(children, func(f string) bool {
+			b, err := os.ReadFile(f)
+			return err == nil && len(b) > 0
+		})
+	})
+	inv["files"] = slices.DeleteFunc(inv["files"], isShimSocket)
 	return inv
 }
 
-// shims lists the instance's shims, each by its slot.
+// isShimSocket tells the sockets of shims, of which there are as many as shims:
+// how the slots share them depends on which came first.
+func isShimSocket(file string) bool { return strings.Contains(file, "/containerd/s/") }
+
+// shims lists the processes of the instance's shims.
 func (a *agent) shims() (out []string) {
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, f := range files {
 		b, err := os.ReadFile(f)
 		args := strings.Split(string(b), "\x00")
 		if at := slices.Index(args, "-namespace"); err == nil && at > 0 && at+3 < len(args) && args[at+1] == a.Instance() && args[at+2] == "-id" {
-			out = append(out, args[at+3])
+			out = append(out, filepath.Base(filepath.Dir(f)))
 		}
 	}
 	return out

@@ -38,7 +38,7 @@ spec:
   readiness:
     http: {port: 8000, path: /index.html}
     timeout: 20s
-  resources: {cpu: "1", memory: 256Mi, pids: 256}
+  resources: {cpu: "1", memory: %s, pids: 256}
   warm: {slots: %d}
   egress: {mode: internet}
   detection:
@@ -59,9 +59,10 @@ containerd:
 network:
   resolvers: ["%s"]
   unsafeOpenSwitch: true
-ids: {count: 64}
-limits: {slots: 32}
-# The machine's disk may be as full as it is.
+ids: {count: 512}
+limits: {slots: %d}
+# The machine may be as busy, and its disk as full, as they are.
+refill: {cpuPressure: 100, memoryPressure: 100, ioPressure: 100}
 disk: {keepFree: 64Mi, keepFreeInodes: "1000"}
 api:
   listen: 127.0.0.1:%s
@@ -71,7 +72,7 @@ controller:
   joinTokenFile: %s/controller/join-token
 detection:
   eventsFile: %s/events.jsonl
-`, s.instance, s.dir, s.runDir(), s.dir, s.Program("envinit"), s.runtimeDir, uplinkInternet,
+`, s.instance, s.dir, s.runDir(), s.dir, s.Program("envinit"), s.runtimeDir, uplinkInternet, s.MaxSlots,
 		nodePort, nodePort, controlPort, s.dir, s.dir)
 }
 
@@ -89,7 +90,7 @@ api:
 func (s *Stage) StartDaemons() error {
 	for name, content := range map[string]string{
 		"nodeagent.yaml": s.agentConfig(), "controller.yaml": s.controllerConfig(),
-		"classes/demo.yaml": fmt.Sprintf(classManifest, s.WarmSlots),
+		"classes/demo.yaml": fmt.Sprintf(classManifest, s.SlotMemory, s.WarmSlots),
 	} {
 		if err := os.MkdirAll(filepath.Dir(s.Path(name)), 0o700); err != nil {
 			return err
@@ -135,6 +136,24 @@ func (s *Stage) clientEnv(key string) []string {
 		"HEARTH_TOKEN=" + key,
 		"HEARTH_CA=" + filepath.Join(s.dir, "controller", "ca.pem"),
 	}
+}
+
+// Limit lets the node have so many slots, by an agent that is started anew.
+func (s *Stage) Limit(slots int) error {
+	s.MaxSlots = slots
+	if err := s.end("agent"); err != nil {
+		return err
+	}
+	if err := os.WriteFile(s.Path("nodeagent.yaml"), []byte(s.agentConfig()), 0o600); err != nil {
+		return err
+	}
+	if err := s.StartAgent(); err != nil {
+		return err
+	}
+	return Eventually(60*time.Second, func() error {
+		_, err := s.Node.Pool()
+		return err
+	})
 }
 
 func (s *Stage) StartAgent() error {

@@ -25,8 +25,10 @@ type Stage struct {
 	// Hearthctl and Node are set by StartDaemons.
 	Hearthctl Hearthctl
 	Node      NodeClient
-	// WarmSlots is how many ready slots the class keeps.
-	WarmSlots int
+	// WarmSlots is how many ready slots the class keeps, MaxSlots how many of any
+	// kind the node may have, SlotMemory what each may use.
+	WarmSlots, MaxSlots int
+	SlotMemory          string
 
 	dir        string
 	instance   string
@@ -42,7 +44,7 @@ type Stage struct {
 // Makefile sets. It makes nothing.
 func New(instance, dir string) *Stage {
 	return &Stage{
-		WarmSlots: 2, instance: instance, dir: envPath("HEARTH_STAGE_DIR", dir),
+		WarmSlots: 2, MaxSlots: 32, SlotMemory: "256Mi", instance: instance, dir: envPath("HEARTH_STAGE_DIR", dir),
 		runtimeDir: envPath("HEARTH_RUNTIME_DIR", ".bin"), programs: envPath("HEARTH_BIN_DIR", "bin"),
 		image: envPath("HEARTH_IMAGE", ".image/busybox.tar"),
 		probe: envPath("HEARTH_PROBE", ".bin/probe"), holder: envPath("HEARTH_HOLDER", ".bin/demo"),

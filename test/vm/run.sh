@@ -137,11 +137,14 @@ expected_skips() {
 boot() {
 	local release=$1 status=0
 	rm -f "$VM/console.log" "$VM/results.log"
+	rm -f "$VM/swap.img"
+	truncate -s 512M "$VM/swap.img" # the guest makes it a swap area
 	timeout --kill-after=10 "$LIMIT" qemu-system-x86_64 \
 		-accel tcg,thread=multi -cpu max -smp 2 -m "$MEMORY" -no-reboot -nodefaults -display none -nic none \
 		-kernel "$VM/kernel/boot/vmlinuz-$release" -initrd "$VM/initramfs.cpio" \
 		-append "console=ttyS0 panic=-1 quiet lsm=landlock,lockdown,yama,bpf" \
 		-drive "file=$VM/root.img,format=raw,if=virtio,cache=unsafe" \
+		-drive "file=$VM/swap.img,format=raw,if=virtio,cache=unsafe" \
 		-serial "file:$VM/console.log" -serial "file:$VM/results.log" </dev/null || status=$?
 	case $status in
 	0) ;;
@@ -174,6 +177,6 @@ fi
 status=0
 go -C test/vm run ./results -list "$VM/root/tests/list" <"$VM/results.log" >"$VM/tests.json" || status=1
 go -C tools run ./testreport -stdin -dir "$PWD" -skips "$skips" <"$VM/tests.json" || status=1
-rm -rf "$VM/root" "$VM/root.img" "$VM/initramfs" "$VM/initramfs.cpio" "$VM/skips"
+rm -rf "$VM/root" "$VM/root.img" "$VM/swap.img" "$VM/initramfs" "$VM/initramfs.cpio" "$VM/skips"
 if [ -n "$part" ]; then echo "test-vm: that was a part of the tests (VM_PKGS, VM_RUN)"; fi
 exit $status

@@ -13,6 +13,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -530,6 +531,110 @@ func (x *ResumeResponse) GetEnvironment() *Environment {
 	return nil
 }
 
+type ResizeRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	Environment    string                 `protobuf:"bytes,2,opt,name=environment,proto3" json:"environment,omitempty"`
+	Resources      *Resources             `protobuf:"bytes,3,opt,name=resources,proto3" json:"resources,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ResizeRequest) Reset() {
+	*x = ResizeRequest{}
+	mi := &file_hearth_v1_environment_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResizeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResizeRequest) ProtoMessage() {}
+
+func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_environment_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
+func (*ResizeRequest) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_environment_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ResizeRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *ResizeRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *ResizeRequest) GetResources() *Resources {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
+type ResizeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Environment   *Environment           `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResizeResponse) Reset() {
+	*x = ResizeResponse{}
+	mi := &file_hearth_v1_environment_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResizeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResizeResponse) ProtoMessage() {}
+
+func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_environment_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResizeResponse.ProtoReflect.Descriptor instead.
+func (*ResizeResponse) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_environment_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ResizeResponse) GetEnvironment() *Environment {
+	if x != nil {
+		return x.Environment
+	}
+	return nil
+}
+
 type SnapshotRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
@@ -540,7 +645,7 @@ type SnapshotRequest struct {
 
 func (x *SnapshotRequest) Reset() {
 	*x = SnapshotRequest{}
-	mi := &file_hearth_v1_environment_proto_msgTypes[10]
+	mi := &file_hearth_v1_environment_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -552,7 +657,7 @@ func (x *SnapshotRequest) String() string {
 func (*SnapshotRequest) ProtoMessage() {}
 
 func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_environment_proto_msgTypes[10]
+	mi := &file_hearth_v1_environment_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -565,7 +670,7 @@ func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_environment_proto_rawDescGZIP(), []int{10}
+	return file_hearth_v1_environment_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SnapshotRequest) GetIdempotencyKey() string {
@@ -591,7 +696,7 @@ type SnapshotResponse struct {
 
 func (x *SnapshotResponse) Reset() {
 	*x = SnapshotResponse{}
-	mi := &file_hearth_v1_environment_proto_msgTypes[11]
+	mi := &file_hearth_v1_environment_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -603,7 +708,7 @@ func (x *SnapshotResponse) String() string {
 func (*SnapshotResponse) ProtoMessage() {}
 
 func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_environment_proto_msgTypes[11]
+	mi := &file_hearth_v1_environment_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -616,7 +721,7 @@ func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotResponse.ProtoReflect.Descriptor instead.
 func (*SnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_environment_proto_rawDescGZIP(), []int{11}
+	return file_hearth_v1_environment_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SnapshotResponse) GetSnapshot() *Snapshot {
@@ -635,7 +740,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_hearth_v1_environment_proto_msgTypes[12]
+	mi := &file_hearth_v1_environment_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -647,7 +752,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_environment_proto_msgTypes[12]
+	mi := &file_hearth_v1_environment_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -660,7 +765,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_environment_proto_rawDescGZIP(), []int{12}
+	return file_hearth_v1_environment_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListSnapshotsRequest) GetEnvironment() string {
@@ -679,7 +784,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_hearth_v1_environment_proto_msgTypes[13]
+	mi := &file_hearth_v1_environment_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -691,7 +796,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_environment_proto_msgTypes[13]
+	mi := &file_hearth_v1_environment_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -704,7 +809,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_environment_proto_rawDescGZIP(), []int{13}
+	return file_hearth_v1_environment_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -726,7 +831,7 @@ type ForkRequest struct {
 
 func (x *ForkRequest) Reset() {
 	*x = ForkRequest{}
-	mi := &file_hearth_v1_environment_proto_msgTypes[14]
+	mi := &file_hearth_v1_environment_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -738,7 +843,7 @@ func (x *ForkRequest) String() string {
 func (*ForkRequest) ProtoMessage() {}
 
 func (x *ForkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_environment_proto_msgTypes[14]
+	mi := &file_hearth_v1_environment_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -751,7 +856,7 @@ func (x *ForkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkRequest.ProtoReflect.Descriptor instead.
 func (*ForkRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_environment_proto_rawDescGZIP(), []int{14}
+	return file_hearth_v1_environment_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ForkRequest) GetIdempotencyKey() string {
@@ -792,7 +897,7 @@ type ForkResponse struct {
 
 func (x *ForkResponse) Reset() {
 	*x = ForkResponse{}
-	mi := &file_hearth_v1_environment_proto_msgTypes[15]
+	mi := &file_hearth_v1_environment_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -804,7 +909,7 @@ func (x *ForkResponse) String() string {
 func (*ForkResponse) ProtoMessage() {}
 
 func (x *ForkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_environment_proto_msgTypes[15]
+	mi := &file_hearth_v1_environment_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -817,7 +922,7 @@ func (x *ForkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkResponse.ProtoReflect.Descriptor instead.
 func (*ForkResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_environment_proto_rawDescGZIP(), []int{15}
+	return file_hearth_v1_environment_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ForkResponse) GetSnapshot() *Snapshot {
@@ -845,7 +950,7 @@ type ReleaseRequest struct {
 
 func (x *ReleaseRequest) Reset() {
 	*x = ReleaseRequest{}
-	mi := &file_hearth_v1_environment_proto_msgTypes[16]
+	mi := &file_hearth_v1_environment_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -857,7 +962,7 @@ func (x *ReleaseRequest) String() string {
 func (*ReleaseRequest) ProtoMessage() {}
 
 func (x *ReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_environment_proto_msgTypes[16]
+	mi := &file_hearth_v1_environment_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -870,7 +975,7 @@ func (x *ReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_environment_proto_rawDescGZIP(), []int{16}
+	return file_hearth_v1_environment_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReleaseRequest) GetIdempotencyKey() string {
@@ -903,7 +1008,7 @@ type ReleaseResponse struct {
 
 func (x *ReleaseResponse) Reset() {
 	*x = ReleaseResponse{}
-	mi := &file_hearth_v1_environment_proto_msgTypes[17]
+	mi := &file_hearth_v1_environment_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -915,7 +1020,7 @@ func (x *ReleaseResponse) String() string {
 func (*ReleaseResponse) ProtoMessage() {}
 
 func (x *ReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_environment_proto_msgTypes[17]
+	mi := &file_hearth_v1_environment_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -928,12 +1033,154 @@ func (x *ReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_environment_proto_rawDescGZIP(), []int{17}
+	return file_hearth_v1_environment_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ReleaseResponse) GetSnapshot() *Snapshot {
 	if x != nil {
 		return x.Snapshot
+	}
+	return nil
+}
+
+type ExtendRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	Environment    string                 `protobuf:"bytes,2,opt,name=environment,proto3" json:"environment,omitempty"`
+	// Types that are valid to be assigned to End:
+	//
+	//	*ExtendRequest_Duration
+	//	*ExtendRequest_ExpiresAt
+	End           isExtendRequest_End `protobuf_oneof:"end"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExtendRequest) Reset() {
+	*x = ExtendRequest{}
+	mi := &file_hearth_v1_environment_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExtendRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExtendRequest) ProtoMessage() {}
+
+func (x *ExtendRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_environment_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExtendRequest.ProtoReflect.Descriptor instead.
+func (*ExtendRequest) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_environment_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ExtendRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *ExtendRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *ExtendRequest) GetEnd() isExtendRequest_End {
+	if x != nil {
+		return x.End
+	}
+	return nil
+}
+
+func (x *ExtendRequest) GetDuration() *durationpb.Duration {
+	if x != nil {
+		if x, ok := x.End.(*ExtendRequest_Duration); ok {
+			return x.Duration
+		}
+	}
+	return nil
+}
+
+func (x *ExtendRequest) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		if x, ok := x.End.(*ExtendRequest_ExpiresAt); ok {
+			return x.ExpiresAt
+		}
+	}
+	return nil
+}
+
+type isExtendRequest_End interface {
+	isExtendRequest_End()
+}
+
+type ExtendRequest_Duration struct {
+	Duration *durationpb.Duration `protobuf:"bytes,3,opt,name=duration,proto3,oneof"` // from when the node is asked; at least 1 s
+}
+
+type ExtendRequest_ExpiresAt struct {
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires_at,json=expiresAt,proto3,oneof"` // by the node's clock
+}
+
+func (*ExtendRequest_Duration) isExtendRequest_End() {}
+
+func (*ExtendRequest_ExpiresAt) isExtendRequest_End() {}
+
+type ExtendResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Environment   *Environment           `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExtendResponse) Reset() {
+	*x = ExtendResponse{}
+	mi := &file_hearth_v1_environment_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExtendResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExtendResponse) ProtoMessage() {}
+
+func (x *ExtendResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_environment_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExtendResponse.ProtoReflect.Descriptor instead.
+func (*ExtendResponse) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_environment_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ExtendResponse) GetEnvironment() *Environment {
+	if x != nil {
+		return x.Environment
 	}
 	return nil
 }
@@ -947,7 +1194,7 @@ type TokenRequest struct {
 
 func (x *TokenRequest) Reset() {
 	*x = TokenRequest{}
-	mi := &file_hearth_v1_environment_proto_msgTypes[18]
+	mi := &file_hearth_v1_environment_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -959,7 +1206,7 @@ func (x *TokenRequest) String() string {
 func (*TokenRequest) ProtoMessage() {}
 
 func (x *TokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_environment_proto_msgTypes[18]
+	mi := &file_hearth_v1_environment_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -972,7 +1219,7 @@ func (x *TokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRequest.ProtoReflect.Descriptor instead.
 func (*TokenRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_environment_proto_rawDescGZIP(), []int{18}
+	return file_hearth_v1_environment_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TokenRequest) GetEnvironment() string {
@@ -991,7 +1238,7 @@ type TokenResponse struct {
 
 func (x *TokenResponse) Reset() {
 	*x = TokenResponse{}
-	mi := &file_hearth_v1_environment_proto_msgTypes[19]
+	mi := &file_hearth_v1_environment_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1003,7 +1250,7 @@ func (x *TokenResponse) String() string {
 func (*TokenResponse) ProtoMessage() {}
 
 func (x *TokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_environment_proto_msgTypes[19]
+	mi := &file_hearth_v1_environment_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1016,7 +1263,7 @@ func (x *TokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenResponse.ProtoReflect.Descriptor instead.
 func (*TokenResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_environment_proto_rawDescGZIP(), []int{19}
+	return file_hearth_v1_environment_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TokenResponse) GetAccess() *Access {
@@ -1030,7 +1277,7 @@ var File_hearth_v1_environment_proto protoreflect.FileDescriptor
 
 const file_hearth_v1_environment_proto_rawDesc = "" +
 	"\n" +
-	"\x1bhearth/v1/environment.proto\x12\thearth.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x15hearth/v1/types.proto\"a\n" +
+	"\x1bhearth/v1/environment.proto\x12\thearth.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15hearth/v1/types.proto\"a\n" +
 	"\fClaimRequest\x12'\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12(\n" +
 	"\x04spec\x18\x02 \x01(\v2\x14.hearth.v1.ClaimSpecR\x04spec\"\xc1\x01\n" +
@@ -1059,6 +1306,12 @@ const file_hearth_v1_environment_proto_rawDesc = "" +
 	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\"J\n" +
 	"\x0eResumeResponse\x128\n" +
+	"\venvironment\x18\x01 \x01(\v2\x16.hearth.v1.EnvironmentR\venvironment\"\x8e\x01\n" +
+	"\rResizeRequest\x12'\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12 \n" +
+	"\venvironment\x18\x02 \x01(\tR\venvironment\x122\n" +
+	"\tresources\x18\x03 \x01(\v2\x14.hearth.v1.ResourcesR\tresources\"J\n" +
+	"\x0eResizeResponse\x128\n" +
 	"\venvironment\x18\x01 \x01(\v2\x16.hearth.v1.EnvironmentR\venvironment\"\\\n" +
 	"\x0fSnapshotRequest\x12'\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12 \n" +
@@ -1085,21 +1338,32 @@ const file_hearth_v1_environment_proto_rawDesc = "" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\x12\x1a\n" +
 	"\bsnapshot\x18\x03 \x01(\bR\bsnapshot\"B\n" +
 	"\x0fReleaseResponse\x12/\n" +
-	"\bsnapshot\x18\x01 \x01(\v2\x13.hearth.v1.SnapshotR\bsnapshot\"0\n" +
+	"\bsnapshot\x18\x01 \x01(\v2\x13.hearth.v1.SnapshotR\bsnapshot\"\xd7\x01\n" +
+	"\rExtendRequest\x12'\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12 \n" +
+	"\venvironment\x18\x02 \x01(\tR\venvironment\x127\n" +
+	"\bduration\x18\x03 \x01(\v2\x19.google.protobuf.DurationH\x00R\bduration\x12;\n" +
+	"\n" +
+	"expires_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampH\x00R\texpiresAtB\x05\n" +
+	"\x03end\"J\n" +
+	"\x0eExtendResponse\x128\n" +
+	"\venvironment\x18\x01 \x01(\v2\x16.hearth.v1.EnvironmentR\venvironment\"0\n" +
 	"\fTokenRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\":\n" +
 	"\rTokenResponse\x12)\n" +
-	"\x06access\x18\x01 \x01(\v2\x11.hearth.v1.AccessR\x06access2\x8a\x05\n" +
+	"\x06access\x18\x01 \x01(\v2\x11.hearth.v1.AccessR\x06access2\x88\x06\n" +
 	"\x12EnvironmentService\x12:\n" +
 	"\x05Claim\x12\x17.hearth.v1.ClaimRequest\x1a\x18.hearth.v1.ClaimResponse\x124\n" +
 	"\x03Get\x12\x15.hearth.v1.GetRequest\x1a\x16.hearth.v1.GetResponse\x127\n" +
 	"\x04List\x12\x16.hearth.v1.ListRequest\x1a\x17.hearth.v1.ListResponse\x12:\n" +
 	"\x05Pause\x12\x17.hearth.v1.PauseRequest\x1a\x18.hearth.v1.PauseResponse\x12=\n" +
-	"\x06Resume\x12\x18.hearth.v1.ResumeRequest\x1a\x19.hearth.v1.ResumeResponse\x12C\n" +
+	"\x06Resume\x12\x18.hearth.v1.ResumeRequest\x1a\x19.hearth.v1.ResumeResponse\x12=\n" +
+	"\x06Resize\x12\x18.hearth.v1.ResizeRequest\x1a\x19.hearth.v1.ResizeResponse\x12C\n" +
 	"\bSnapshot\x12\x1a.hearth.v1.SnapshotRequest\x1a\x1b.hearth.v1.SnapshotResponse\x12R\n" +
 	"\rListSnapshots\x12\x1f.hearth.v1.ListSnapshotsRequest\x1a .hearth.v1.ListSnapshotsResponse\x127\n" +
 	"\x04Fork\x12\x16.hearth.v1.ForkRequest\x1a\x17.hearth.v1.ForkResponse\x12@\n" +
-	"\aRelease\x12\x19.hearth.v1.ReleaseRequest\x1a\x1a.hearth.v1.ReleaseResponse\x12:\n" +
+	"\aRelease\x12\x19.hearth.v1.ReleaseRequest\x1a\x1a.hearth.v1.ReleaseResponse\x12=\n" +
+	"\x06Extend\x12\x18.hearth.v1.ExtendRequest\x1a\x19.hearth.v1.ExtendResponse\x12:\n" +
 	"\x05Token\x12\x17.hearth.v1.TokenRequest\x1a\x18.hearth.v1.TokenResponseB\x1fZ\x1dhearth/api/hearth/v1;hearthv1b\x06proto3"
 
 var (
@@ -1114,7 +1378,7 @@ func file_hearth_v1_environment_proto_rawDescGZIP() []byte {
 	return file_hearth_v1_environment_proto_rawDescData
 }
 
-var file_hearth_v1_environment_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_hearth_v1_environment_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_hearth_v1_environment_proto_goTypes = []any{
 	(*ClaimRequest)(nil),          // 0: hearth.v1.ClaimRequest
 	(*ClaimResponse)(nil),         // 1: hearth.v1.ClaimResponse
@@ -1126,64 +1390,79 @@ var file_hearth_v1_environment_proto_goTypes = []any{
 	(*PauseResponse)(nil),         // 7: hearth.v1.PauseResponse
 	(*ResumeRequest)(nil),         // 8: hearth.v1.ResumeRequest
 	(*ResumeResponse)(nil),        // 9: hearth.v1.ResumeResponse
-	(*SnapshotRequest)(nil),       // 10: hearth.v1.SnapshotRequest
-	(*SnapshotResponse)(nil),      // 11: hearth.v1.SnapshotResponse
-	(*ListSnapshotsRequest)(nil),  // 12: hearth.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil), // 13: hearth.v1.ListSnapshotsResponse
-	(*ForkRequest)(nil),           // 14: hearth.v1.ForkRequest
-	(*ForkResponse)(nil),          // 15: hearth.v1.ForkResponse
-	(*ReleaseRequest)(nil),        // 16: hearth.v1.ReleaseRequest
-	(*ReleaseResponse)(nil),       // 17: hearth.v1.ReleaseResponse
-	(*TokenRequest)(nil),          // 18: hearth.v1.TokenRequest
-	(*TokenResponse)(nil),         // 19: hearth.v1.TokenResponse
-	nil,                           // 20: hearth.v1.ForkRequest.VariablesEntry
-	(*ClaimSpec)(nil),             // 21: hearth.v1.ClaimSpec
-	(*Environment)(nil),           // 22: hearth.v1.Environment
-	(*Access)(nil),                // 23: hearth.v1.Access
-	(*durationpb.Duration)(nil),   // 24: google.protobuf.Duration
-	(*Snapshot)(nil),              // 25: hearth.v1.Snapshot
+	(*ResizeRequest)(nil),         // 10: hearth.v1.ResizeRequest
+	(*ResizeResponse)(nil),        // 11: hearth.v1.ResizeResponse
+	(*SnapshotRequest)(nil),       // 12: hearth.v1.SnapshotRequest
+	(*SnapshotResponse)(nil),      // 13: hearth.v1.SnapshotResponse
+	(*ListSnapshotsRequest)(nil),  // 14: hearth.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil), // 15: hearth.v1.ListSnapshotsResponse
+	(*ForkRequest)(nil),           // 16: hearth.v1.ForkRequest
+	(*ForkResponse)(nil),          // 17: hearth.v1.ForkResponse
+	(*ReleaseRequest)(nil),        // 18: hearth.v1.ReleaseRequest
+	(*ReleaseResponse)(nil),       // 19: hearth.v1.ReleaseResponse
+	(*ExtendRequest)(nil),         // 20: hearth.v1.ExtendRequest
+	(*ExtendResponse)(nil),        // 21: hearth.v1.ExtendResponse
+	(*TokenRequest)(nil),          // 22: hearth.v1.TokenRequest
+	(*TokenResponse)(nil),         // 23: hearth.v1.TokenResponse
+	nil,                           // 24: hearth.v1.ForkRequest.VariablesEntry
+	(*ClaimSpec)(nil),             // 25: hearth.v1.ClaimSpec
+	(*Environment)(nil),           // 26: hearth.v1.Environment
+	(*Access)(nil),                // 27: hearth.v1.Access
+	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
+	(*Resources)(nil),             // 29: hearth.v1.Resources
+	(*Snapshot)(nil),              // 30: hearth.v1.Snapshot
+	(*timestamppb.Timestamp)(nil), // 31: google.protobuf.Timestamp
 }
 var file_hearth_v1_environment_proto_depIdxs = []int32{
-	21, // 0: hearth.v1.ClaimRequest.spec:type_name -> hearth.v1.ClaimSpec
-	22, // 1: hearth.v1.ClaimResponse.environment:type_name -> hearth.v1.Environment
-	23, // 2: hearth.v1.ClaimResponse.access:type_name -> hearth.v1.Access
-	24, // 3: hearth.v1.ClaimResponse.took:type_name -> google.protobuf.Duration
-	22, // 4: hearth.v1.GetResponse.environment:type_name -> hearth.v1.Environment
-	22, // 5: hearth.v1.ListResponse.environments:type_name -> hearth.v1.Environment
-	22, // 6: hearth.v1.PauseResponse.environment:type_name -> hearth.v1.Environment
-	22, // 7: hearth.v1.ResumeResponse.environment:type_name -> hearth.v1.Environment
-	25, // 8: hearth.v1.SnapshotResponse.snapshot:type_name -> hearth.v1.Snapshot
-	25, // 9: hearth.v1.ListSnapshotsResponse.snapshots:type_name -> hearth.v1.Snapshot
-	20, // 10: hearth.v1.ForkRequest.variables:type_name -> hearth.v1.ForkRequest.VariablesEntry
-	25, // 11: hearth.v1.ForkResponse.snapshot:type_name -> hearth.v1.Snapshot
-	1,  // 12: hearth.v1.ForkResponse.children:type_name -> hearth.v1.ClaimResponse
-	25, // 13: hearth.v1.ReleaseResponse.snapshot:type_name -> hearth.v1.Snapshot
-	23, // 14: hearth.v1.TokenResponse.access:type_name -> hearth.v1.Access
-	0,  // 15: hearth.v1.EnvironmentService.Claim:input_type -> hearth.v1.ClaimRequest
-	2,  // 16: hearth.v1.EnvironmentService.Get:input_type -> hearth.v1.GetRequest
-	4,  // 17: hearth.v1.EnvironmentService.List:input_type -> hearth.v1.ListRequest
-	6,  // 18: hearth.v1.EnvironmentService.Pause:input_type -> hearth.v1.PauseRequest
-	8,  // 19: hearth.v1.EnvironmentService.Resume:input_type -> hearth.v1.ResumeRequest
-	10, // 20: hearth.v1.EnvironmentService.Snapshot:input_type -> hearth.v1.SnapshotRequest
-	12, // 21: hearth.v1.EnvironmentService.ListSnapshots:input_type -> hearth.v1.ListSnapshotsRequest
-	14, // 22: hearth.v1.EnvironmentService.Fork:input_type -> hearth.v1.ForkRequest
-	16, // 23: hearth.v1.EnvironmentService.Release:input_type -> hearth.v1.ReleaseRequest
-	18, // 24: hearth.v1.EnvironmentService.Token:input_type -> hearth.v1.TokenRequest
-	1,  // 25: hearth.v1.EnvironmentService.Claim:output_type -> hearth.v1.ClaimResponse
-	3,  // 26: hearth.v1.EnvironmentService.Get:output_type -> hearth.v1.GetResponse
-	5,  // 27: hearth.v1.EnvironmentService.List:output_type -> hearth.v1.ListResponse
-	7,  // 28: hearth.v1.EnvironmentService.Pause:output_type -> hearth.v1.PauseResponse
-	9,  // 29: hearth.v1.EnvironmentService.Resume:output_type -> hearth.v1.ResumeResponse
-	11, // 30: hearth.v1.EnvironmentService.Snapshot:output_type -> hearth.v1.SnapshotResponse
-	13, // 31: hearth.v1.EnvironmentService.ListSnapshots:output_type -> hearth.v1.ListSnapshotsResponse
-	15, // 32: hearth.v1.EnvironmentService.Fork:output_type -> hearth.v1.ForkResponse
-	17, // 33: hearth.v1.EnvironmentService.Release:output_type -> hearth.v1.ReleaseResponse
-	19, // 34: hearth.v1.EnvironmentService.Token:output_type -> hearth.v1.TokenResponse
-	25, // [25:35] is the sub-list for method output_type
-	15, // [15:25] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	25, // 0: hearth.v1.ClaimRequest.spec:type_name -> hearth.v1.ClaimSpec
+	26, // 1: hearth.v1.ClaimResponse.environment:type_name -> hearth.v1.Environment
+	27, // 2: hearth.v1.ClaimResponse.access:type_name -> hearth.v1.Access
+	28, // 3: hearth.v1.ClaimResponse.took:type_name -> google.protobuf.Duration
+	26, // 4: hearth.v1.GetResponse.environment:type_name -> hearth.v1.Environment
+	26, // 5: hearth.v1.ListResponse.environments:type_name -> hearth.v1.Environment
+	26, // 6: hearth.v1.PauseResponse.environment:type_name -> hearth.v1.Environment
+	26, // 7: hearth.v1.ResumeResponse.environment:type_name -> hearth.v1.Environment
+	29, // 8: hearth.v1.ResizeRequest.resources:type_name -> hearth.v1.Resources
+	26, // 9: hearth.v1.ResizeResponse.environment:type_name -> hearth.v1.Environment
+	30, // 10: hearth.v1.SnapshotResponse.snapshot:type_name -> hearth.v1.Snapshot
+	30, // 11: hearth.v1.ListSnapshotsResponse.snapshots:type_name -> hearth.v1.Snapshot
+	24, // 12: hearth.v1.ForkRequest.variables:type_name -> hearth.v1.ForkRequest.VariablesEntry
+	30, // 13: hearth.v1.ForkResponse.snapshot:type_name -> hearth.v1.Snapshot
+	1,  // 14: hearth.v1.ForkResponse.children:type_name -> hearth.v1.ClaimResponse
+	30, // 15: hearth.v1.ReleaseResponse.snapshot:type_name -> hearth.v1.Snapshot
+	28, // 16: hearth.v1.ExtendRequest.duration:type_name -> google.protobuf.Duration
+	31, // 17: hearth.v1.ExtendRequest.expires_at:type_name -> google.protobuf.Timestamp
+	26, // 18: hearth.v1.ExtendResponse.environment:type_name -> hearth.v1.Environment
+	27, // 19: hearth.v1.TokenResponse.access:type_name -> hearth.v1.Access
+	0,  // 20: hearth.v1.EnvironmentService.Claim:input_type -> hearth.v1.ClaimRequest
+	2,  // 21: hearth.v1.EnvironmentService.Get:input_type -> hearth.v1.GetRequest
+	4,  // 22: hearth.v1.EnvironmentService.List:input_type -> hearth.v1.ListRequest
+	6,  // 23: hearth.v1.EnvironmentService.Pause:input_type -> hearth.v1.PauseRequest
+	8,  // 24: hearth.v1.EnvironmentService.Resume:input_type -> hearth.v1.ResumeRequest
+	10, // 25: hearth.v1.EnvironmentService.Resize:input_type -> hearth.v1.ResizeRequest
+	12, // 26: hearth.v1.EnvironmentService.Snapshot:input_type -> hearth.v1.SnapshotRequest
+	14, // 27: hearth.v1.EnvironmentService.ListSnapshots:input_type -> hearth.v1.ListSnapshotsRequest
+	16, // 28: hearth.v1.EnvironmentService.Fork:input_type -> hearth.v1.ForkRequest
+	18, // 29: hearth.v1.EnvironmentService.Release:input_type -> hearth.v1.ReleaseRequest
+	20, // 30: hearth.v1.EnvironmentService.Extend:input_type -> hearth.v1.ExtendRequest
+	22, // 31: hearth.v1.EnvironmentService.Token:input_type -> hearth.v1.TokenRequest
+	1,  // 32: hearth.v1.EnvironmentService.Claim:output_type -> hearth.v1.ClaimResponse
+	3,  // 33: hearth.v1.EnvironmentService.Get:output_type -> hearth.v1.GetResponse
+	5,  // 34: hearth.v1.EnvironmentService.List:output_type -> hearth.v1.ListResponse
+	7,  // 35: hearth.v1.EnvironmentService.Pause:output_type -> hearth.v1.PauseResponse
+	9,  // 36: hearth.v1.EnvironmentService.Resume:output_type -> hearth.v1.ResumeResponse
+	11, // 37: hearth.v1.EnvironmentService.Resize:output_type -> hearth.v1.ResizeResponse
+	13, // 38: hearth.v1.EnvironmentService.Snapshot:output_type -> hearth.v1.SnapshotResponse
+	15, // 39: hearth.v1.EnvironmentService.ListSnapshots:output_type -> hearth.v1.ListSnapshotsResponse
+	17, // 40: hearth.v1.EnvironmentService.Fork:output_type -> hearth.v1.ForkResponse
+	19, // 41: hearth.v1.EnvironmentService.Release:output_type -> hearth.v1.ReleaseResponse
+	21, // 42: hearth.v1.EnvironmentService.Extend:output_type -> hearth.v1.ExtendResponse
+	23, // 43: hearth.v1.EnvironmentService.Token:output_type -> hearth.v1.TokenResponse
+	32, // [32:44] is the sub-list for method output_type
+	20, // [20:32] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_hearth_v1_environment_proto_init() }
@@ -1192,13 +1471,17 @@ func file_hearth_v1_environment_proto_init() {
 		return
 	}
 	file_hearth_v1_types_proto_init()
+	file_hearth_v1_environment_proto_msgTypes[20].OneofWrappers = []any{
+		(*ExtendRequest_Duration)(nil),
+		(*ExtendRequest_ExpiresAt)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hearth_v1_environment_proto_rawDesc), len(file_hearth_v1_environment_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -38,8 +38,11 @@ type NodeClaimRequest struct {
 	// fetch is the node to get spec.snapshot from, if this one does not have it.
 	Fetch *FetchFrom `protobuf:"bytes,6,opt,name=fetch,proto3" json:"fetch,omitempty"`
 	// claim_key and claim_request are kept with the environment; see Environment.
-	ClaimKey      []byte `protobuf:"bytes,7,opt,name=claim_key,json=claimKey,proto3" json:"claim_key,omitempty"`
-	ClaimRequest  []byte `protobuf:"bytes,8,opt,name=claim_request,json=claimRequest,proto3" json:"claim_request,omitempty"`
+	ClaimKey     []byte `protobuf:"bytes,7,opt,name=claim_key,json=claimKey,proto3" json:"claim_key,omitempty"`
+	ClaimRequest []byte `protobuf:"bytes,8,opt,name=claim_request,json=claimRequest,proto3" json:"claim_request,omitempty"`
+	// lifetime is of an environment that goes on here. It counts instead of
+	// spec.time_to_live, and is not held against the class.
+	Lifetime      *Lifetime `protobuf:"bytes,40,opt,name=lifetime,proto3" json:"lifetime,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -130,6 +133,75 @@ func (x *NodeClaimRequest) GetClaimRequest() []byte {
 	return nil
 }
 
+func (x *NodeClaimRequest) GetLifetime() *Lifetime {
+	if x != nil {
+		return x.Lifetime
+	}
+	return nil
+}
+
+// Lifetime is where an environment stands in its life, for the node that takes
+// it over. Clocks of nodes differ, so that it has lengths only.
+type Lifetime struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Lived         *durationpb.Duration   `protobuf:"bytes,1,opt,name=lived,proto3" json:"lived,omitempty"`                               // since its claim
+	Left          *durationpb.Duration   `protobuf:"bytes,2,opt,name=left,proto3" json:"left,omitempty"`                                 // until its end; none is for ever
+	TimeToLive    *durationpb.Duration   `protobuf:"bytes,3,opt,name=time_to_live,json=timeToLive,proto3" json:"time_to_live,omitempty"` // see Environment
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Lifetime) Reset() {
+	*x = Lifetime{}
+	mi := &file_hearth_v1_node_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Lifetime) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Lifetime) ProtoMessage() {}
+
+func (x *Lifetime) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_node_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Lifetime.ProtoReflect.Descriptor instead.
+func (*Lifetime) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Lifetime) GetLived() *durationpb.Duration {
+	if x != nil {
+		return x.Lived
+	}
+	return nil
+}
+
+func (x *Lifetime) GetLeft() *durationpb.Duration {
+	if x != nil {
+		return x.Left
+	}
+	return nil
+}
+
+func (x *Lifetime) GetTimeToLive() *durationpb.Duration {
+	if x != nil {
+		return x.TimeToLive
+	}
+	return nil
+}
+
 // FetchFrom names a node that granted a snapshot to this one.
 type FetchFrom struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -141,7 +213,7 @@ type FetchFrom struct {
 
 func (x *FetchFrom) Reset() {
 	*x = FetchFrom{}
-	mi := &file_hearth_v1_node_proto_msgTypes[1]
+	mi := &file_hearth_v1_node_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -153,7 +225,7 @@ func (x *FetchFrom) String() string {
 func (*FetchFrom) ProtoMessage() {}
 
 func (x *FetchFrom) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[1]
+	mi := &file_hearth_v1_node_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -166,7 +238,7 @@ func (x *FetchFrom) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchFrom.ProtoReflect.Descriptor instead.
 func (*FetchFrom) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{1}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *FetchFrom) GetNode() string {
@@ -195,7 +267,7 @@ type NodeClaimResponse struct {
 
 func (x *NodeClaimResponse) Reset() {
 	*x = NodeClaimResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[2]
+	mi := &file_hearth_v1_node_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -207,7 +279,7 @@ func (x *NodeClaimResponse) String() string {
 func (*NodeClaimResponse) ProtoMessage() {}
 
 func (x *NodeClaimResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[2]
+	mi := &file_hearth_v1_node_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -220,7 +292,7 @@ func (x *NodeClaimResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeClaimResponse.ProtoReflect.Descriptor instead.
 func (*NodeClaimResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{2}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *NodeClaimResponse) GetEnvironment() *Environment {
@@ -262,7 +334,7 @@ type PhaseTime struct {
 
 func (x *PhaseTime) Reset() {
 	*x = PhaseTime{}
-	mi := &file_hearth_v1_node_proto_msgTypes[3]
+	mi := &file_hearth_v1_node_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -274,7 +346,7 @@ func (x *PhaseTime) String() string {
 func (*PhaseTime) ProtoMessage() {}
 
 func (x *PhaseTime) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[3]
+	mi := &file_hearth_v1_node_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -287,7 +359,7 @@ func (x *PhaseTime) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PhaseTime.ProtoReflect.Descriptor instead.
 func (*PhaseTime) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{3}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *PhaseTime) GetName() string {
@@ -313,7 +385,7 @@ type NodeGetRequest struct {
 
 func (x *NodeGetRequest) Reset() {
 	*x = NodeGetRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[4]
+	mi := &file_hearth_v1_node_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -325,7 +397,7 @@ func (x *NodeGetRequest) String() string {
 func (*NodeGetRequest) ProtoMessage() {}
 
 func (x *NodeGetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[4]
+	mi := &file_hearth_v1_node_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -338,7 +410,7 @@ func (x *NodeGetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeGetRequest.ProtoReflect.Descriptor instead.
 func (*NodeGetRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{4}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *NodeGetRequest) GetEnvironment() string {
@@ -357,7 +429,7 @@ type NodeGetResponse struct {
 
 func (x *NodeGetResponse) Reset() {
 	*x = NodeGetResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[5]
+	mi := &file_hearth_v1_node_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -369,7 +441,7 @@ func (x *NodeGetResponse) String() string {
 func (*NodeGetResponse) ProtoMessage() {}
 
 func (x *NodeGetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[5]
+	mi := &file_hearth_v1_node_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -382,7 +454,7 @@ func (x *NodeGetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeGetResponse.ProtoReflect.Descriptor instead.
 func (*NodeGetResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{5}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *NodeGetResponse) GetEnvironment() *Environment {
@@ -400,7 +472,7 @@ type NodeListRequest struct {
 
 func (x *NodeListRequest) Reset() {
 	*x = NodeListRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[6]
+	mi := &file_hearth_v1_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -412,7 +484,7 @@ func (x *NodeListRequest) String() string {
 func (*NodeListRequest) ProtoMessage() {}
 
 func (x *NodeListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[6]
+	mi := &file_hearth_v1_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -425,7 +497,7 @@ func (x *NodeListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeListRequest.ProtoReflect.Descriptor instead.
 func (*NodeListRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{6}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{7}
 }
 
 type NodeListResponse struct {
@@ -437,7 +509,7 @@ type NodeListResponse struct {
 
 func (x *NodeListResponse) Reset() {
 	*x = NodeListResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[7]
+	mi := &file_hearth_v1_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -449,7 +521,7 @@ func (x *NodeListResponse) String() string {
 func (*NodeListResponse) ProtoMessage() {}
 
 func (x *NodeListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[7]
+	mi := &file_hearth_v1_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -462,7 +534,7 @@ func (x *NodeListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeListResponse.ProtoReflect.Descriptor instead.
 func (*NodeListResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{7}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *NodeListResponse) GetEnvironments() []*Environment {
@@ -482,7 +554,7 @@ type NodePauseRequest struct {
 
 func (x *NodePauseRequest) Reset() {
 	*x = NodePauseRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[8]
+	mi := &file_hearth_v1_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -494,7 +566,7 @@ func (x *NodePauseRequest) String() string {
 func (*NodePauseRequest) ProtoMessage() {}
 
 func (x *NodePauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[8]
+	mi := &file_hearth_v1_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -507,7 +579,7 @@ func (x *NodePauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodePauseRequest.ProtoReflect.Descriptor instead.
 func (*NodePauseRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{8}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *NodePauseRequest) GetIdempotencyKey() string {
@@ -533,7 +605,7 @@ type NodePauseResponse struct {
 
 func (x *NodePauseResponse) Reset() {
 	*x = NodePauseResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[9]
+	mi := &file_hearth_v1_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -545,7 +617,7 @@ func (x *NodePauseResponse) String() string {
 func (*NodePauseResponse) ProtoMessage() {}
 
 func (x *NodePauseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[9]
+	mi := &file_hearth_v1_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -558,7 +630,7 @@ func (x *NodePauseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodePauseResponse.ProtoReflect.Descriptor instead.
 func (*NodePauseResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{9}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *NodePauseResponse) GetEnvironment() *Environment {
@@ -578,7 +650,7 @@ type NodeResumeRequest struct {
 
 func (x *NodeResumeRequest) Reset() {
 	*x = NodeResumeRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[10]
+	mi := &file_hearth_v1_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -590,7 +662,7 @@ func (x *NodeResumeRequest) String() string {
 func (*NodeResumeRequest) ProtoMessage() {}
 
 func (x *NodeResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[10]
+	mi := &file_hearth_v1_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -603,7 +675,7 @@ func (x *NodeResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeResumeRequest.ProtoReflect.Descriptor instead.
 func (*NodeResumeRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{10}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *NodeResumeRequest) GetIdempotencyKey() string {
@@ -629,7 +701,7 @@ type NodeResumeResponse struct {
 
 func (x *NodeResumeResponse) Reset() {
 	*x = NodeResumeResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[11]
+	mi := &file_hearth_v1_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -641,7 +713,7 @@ func (x *NodeResumeResponse) String() string {
 func (*NodeResumeResponse) ProtoMessage() {}
 
 func (x *NodeResumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[11]
+	mi := &file_hearth_v1_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -654,10 +726,114 @@ func (x *NodeResumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeResumeResponse.ProtoReflect.Descriptor instead.
 func (*NodeResumeResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{11}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *NodeResumeResponse) GetEnvironment() *Environment {
+	if x != nil {
+		return x.Environment
+	}
+	return nil
+}
+
+type NodeResizeRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	Environment    string                 `protobuf:"bytes,2,opt,name=environment,proto3" json:"environment,omitempty"`
+	Resources      *Resources             `protobuf:"bytes,3,opt,name=resources,proto3" json:"resources,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *NodeResizeRequest) Reset() {
+	*x = NodeResizeRequest{}
+	mi := &file_hearth_v1_node_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeResizeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeResizeRequest) ProtoMessage() {}
+
+func (x *NodeResizeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_node_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeResizeRequest.ProtoReflect.Descriptor instead.
+func (*NodeResizeRequest) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *NodeResizeRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *NodeResizeRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *NodeResizeRequest) GetResources() *Resources {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
+type NodeResizeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Environment   *Environment           `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeResizeResponse) Reset() {
+	*x = NodeResizeResponse{}
+	mi := &file_hearth_v1_node_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeResizeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeResizeResponse) ProtoMessage() {}
+
+func (x *NodeResizeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_node_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeResizeResponse.ProtoReflect.Descriptor instead.
+func (*NodeResizeResponse) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *NodeResizeResponse) GetEnvironment() *Environment {
 	if x != nil {
 		return x.Environment
 	}
@@ -680,7 +856,7 @@ type NodeSnapshotRequest struct {
 
 func (x *NodeSnapshotRequest) Reset() {
 	*x = NodeSnapshotRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[12]
+	mi := &file_hearth_v1_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +868,7 @@ func (x *NodeSnapshotRequest) String() string {
 func (*NodeSnapshotRequest) ProtoMessage() {}
 
 func (x *NodeSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[12]
+	mi := &file_hearth_v1_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +881,7 @@ func (x *NodeSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*NodeSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{12}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *NodeSnapshotRequest) GetIdempotencyKey() string {
@@ -743,13 +919,14 @@ type NodeSnapshotResponse struct {
 	// hostname, metadata, egress and labels. The node that takes it over needs them,
 	// and no controller stores them.
 	Spec          *ClaimSpec `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
+	Lifetime      *Lifetime  `protobuf:"bytes,40,opt,name=lifetime,proto3" json:"lifetime,omitempty"` // with hold
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeSnapshotResponse) Reset() {
 	*x = NodeSnapshotResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[13]
+	mi := &file_hearth_v1_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -761,7 +938,7 @@ func (x *NodeSnapshotResponse) String() string {
 func (*NodeSnapshotResponse) ProtoMessage() {}
 
 func (x *NodeSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[13]
+	mi := &file_hearth_v1_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -774,7 +951,7 @@ func (x *NodeSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*NodeSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{13}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NodeSnapshotResponse) GetSnapshot() *Snapshot {
@@ -791,6 +968,13 @@ func (x *NodeSnapshotResponse) GetSpec() *ClaimSpec {
 	return nil
 }
 
+func (x *NodeSnapshotResponse) GetLifetime() *Lifetime {
+	if x != nil {
+		return x.Lifetime
+	}
+	return nil
+}
+
 type NodeListSnapshotsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Environment   string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"` // empty is all
@@ -800,7 +984,7 @@ type NodeListSnapshotsRequest struct {
 
 func (x *NodeListSnapshotsRequest) Reset() {
 	*x = NodeListSnapshotsRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[14]
+	mi := &file_hearth_v1_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -812,7 +996,7 @@ func (x *NodeListSnapshotsRequest) String() string {
 func (*NodeListSnapshotsRequest) ProtoMessage() {}
 
 func (x *NodeListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[14]
+	mi := &file_hearth_v1_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -825,7 +1009,7 @@ func (x *NodeListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*NodeListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{14}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *NodeListSnapshotsRequest) GetEnvironment() string {
@@ -844,7 +1028,7 @@ type NodeListSnapshotsResponse struct {
 
 func (x *NodeListSnapshotsResponse) Reset() {
 	*x = NodeListSnapshotsResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[15]
+	mi := &file_hearth_v1_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -856,7 +1040,7 @@ func (x *NodeListSnapshotsResponse) String() string {
 func (*NodeListSnapshotsResponse) ProtoMessage() {}
 
 func (x *NodeListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[15]
+	mi := &file_hearth_v1_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -869,7 +1053,7 @@ func (x *NodeListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*NodeListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{15}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *NodeListSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -890,7 +1074,7 @@ type NodeForkRequest struct {
 
 func (x *NodeForkRequest) Reset() {
 	*x = NodeForkRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[16]
+	mi := &file_hearth_v1_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -902,7 +1086,7 @@ func (x *NodeForkRequest) String() string {
 func (*NodeForkRequest) ProtoMessage() {}
 
 func (x *NodeForkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[16]
+	mi := &file_hearth_v1_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -915,7 +1099,7 @@ func (x *NodeForkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeForkRequest.ProtoReflect.Descriptor instead.
 func (*NodeForkRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{16}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *NodeForkRequest) GetIdempotencyKey() string {
@@ -949,7 +1133,7 @@ type NodeForkResponse struct {
 
 func (x *NodeForkResponse) Reset() {
 	*x = NodeForkResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[17]
+	mi := &file_hearth_v1_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -961,7 +1145,7 @@ func (x *NodeForkResponse) String() string {
 func (*NodeForkResponse) ProtoMessage() {}
 
 func (x *NodeForkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[17]
+	mi := &file_hearth_v1_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -974,7 +1158,7 @@ func (x *NodeForkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeForkResponse.ProtoReflect.Descriptor instead.
 func (*NodeForkResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{17}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *NodeForkResponse) GetSnapshot() *Snapshot {
@@ -1005,7 +1189,7 @@ type NodeReleaseRequest struct {
 
 func (x *NodeReleaseRequest) Reset() {
 	*x = NodeReleaseRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[18]
+	mi := &file_hearth_v1_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1017,7 +1201,7 @@ func (x *NodeReleaseRequest) String() string {
 func (*NodeReleaseRequest) ProtoMessage() {}
 
 func (x *NodeReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[18]
+	mi := &file_hearth_v1_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1030,7 +1214,7 @@ func (x *NodeReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReleaseRequest.ProtoReflect.Descriptor instead.
 func (*NodeReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{18}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *NodeReleaseRequest) GetIdempotencyKey() string {
@@ -1070,7 +1254,7 @@ type NodeReleaseResponse struct {
 
 func (x *NodeReleaseResponse) Reset() {
 	*x = NodeReleaseResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[19]
+	mi := &file_hearth_v1_node_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1082,7 +1266,7 @@ func (x *NodeReleaseResponse) String() string {
 func (*NodeReleaseResponse) ProtoMessage() {}
 
 func (x *NodeReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[19]
+	mi := &file_hearth_v1_node_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1095,12 +1279,172 @@ func (x *NodeReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReleaseResponse.ProtoReflect.Descriptor instead.
 func (*NodeReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{19}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *NodeReleaseResponse) GetSnapshot() *Snapshot {
 	if x != nil {
 		return x.Snapshot
+	}
+	return nil
+}
+
+type NodeExtendRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	Environment    string                 `protobuf:"bytes,2,opt,name=environment,proto3" json:"environment,omitempty"`
+	// Types that are valid to be assigned to End:
+	//
+	//	*NodeExtendRequest_Duration
+	//	*NodeExtendRequest_ExpiresAt
+	//	*NodeExtendRequest_TimeToLive
+	End           isNodeExtendRequest_End `protobuf_oneof:"end"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeExtendRequest) Reset() {
+	*x = NodeExtendRequest{}
+	mi := &file_hearth_v1_node_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeExtendRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeExtendRequest) ProtoMessage() {}
+
+func (x *NodeExtendRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_node_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeExtendRequest.ProtoReflect.Descriptor instead.
+func (*NodeExtendRequest) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *NodeExtendRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *NodeExtendRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *NodeExtendRequest) GetEnd() isNodeExtendRequest_End {
+	if x != nil {
+		return x.End
+	}
+	return nil
+}
+
+func (x *NodeExtendRequest) GetDuration() *durationpb.Duration {
+	if x != nil {
+		if x, ok := x.End.(*NodeExtendRequest_Duration); ok {
+			return x.Duration
+		}
+	}
+	return nil
+}
+
+func (x *NodeExtendRequest) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		if x, ok := x.End.(*NodeExtendRequest_ExpiresAt); ok {
+			return x.ExpiresAt
+		}
+	}
+	return nil
+}
+
+func (x *NodeExtendRequest) GetTimeToLive() *durationpb.Duration {
+	if x != nil {
+		if x, ok := x.End.(*NodeExtendRequest_TimeToLive); ok {
+			return x.TimeToLive
+		}
+	}
+	return nil
+}
+
+type isNodeExtendRequest_End interface {
+	isNodeExtendRequest_End()
+}
+
+type NodeExtendRequest_Duration struct {
+	Duration *durationpb.Duration `protobuf:"bytes,3,opt,name=duration,proto3,oneof"` // from now
+}
+
+type NodeExtendRequest_ExpiresAt struct {
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires_at,json=expiresAt,proto3,oneof"` // by this node's clock
+}
+
+type NodeExtendRequest_TimeToLive struct {
+	// time_to_live counts from the claim and replaces the claim's; 0 is what the
+	// class says. An end that has passed by then is now.
+	TimeToLive *durationpb.Duration `protobuf:"bytes,5,opt,name=time_to_live,json=timeToLive,proto3,oneof"`
+}
+
+func (*NodeExtendRequest_Duration) isNodeExtendRequest_End() {}
+
+func (*NodeExtendRequest_ExpiresAt) isNodeExtendRequest_End() {}
+
+func (*NodeExtendRequest_TimeToLive) isNodeExtendRequest_End() {}
+
+type NodeExtendResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Environment   *Environment           `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeExtendResponse) Reset() {
+	*x = NodeExtendResponse{}
+	mi := &file_hearth_v1_node_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeExtendResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeExtendResponse) ProtoMessage() {}
+
+func (x *NodeExtendResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_node_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeExtendResponse.ProtoReflect.Descriptor instead.
+func (*NodeExtendResponse) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *NodeExtendResponse) GetEnvironment() *Environment {
+	if x != nil {
+		return x.Environment
 	}
 	return nil
 }
@@ -1114,7 +1458,7 @@ type NodeTokenRequest struct {
 
 func (x *NodeTokenRequest) Reset() {
 	*x = NodeTokenRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[20]
+	mi := &file_hearth_v1_node_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1126,7 +1470,7 @@ func (x *NodeTokenRequest) String() string {
 func (*NodeTokenRequest) ProtoMessage() {}
 
 func (x *NodeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[20]
+	mi := &file_hearth_v1_node_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1139,7 +1483,7 @@ func (x *NodeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeTokenRequest.ProtoReflect.Descriptor instead.
 func (*NodeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{20}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *NodeTokenRequest) GetEnvironment() string {
@@ -1158,7 +1502,7 @@ type NodeTokenResponse struct {
 
 func (x *NodeTokenResponse) Reset() {
 	*x = NodeTokenResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[21]
+	mi := &file_hearth_v1_node_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1170,7 +1514,7 @@ func (x *NodeTokenResponse) String() string {
 func (*NodeTokenResponse) ProtoMessage() {}
 
 func (x *NodeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[21]
+	mi := &file_hearth_v1_node_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1183,7 +1527,7 @@ func (x *NodeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeTokenResponse.ProtoReflect.Descriptor instead.
 func (*NodeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{21}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *NodeTokenResponse) GetAccess() *Access {
@@ -1210,7 +1554,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_hearth_v1_node_proto_msgTypes[22]
+	mi := &file_hearth_v1_node_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1222,7 +1566,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[22]
+	mi := &file_hearth_v1_node_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1235,7 +1579,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{22}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Pool) GetClass() string {
@@ -1309,7 +1653,7 @@ type InventoryRequest struct {
 
 func (x *InventoryRequest) Reset() {
 	*x = InventoryRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[23]
+	mi := &file_hearth_v1_node_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1321,7 +1665,7 @@ func (x *InventoryRequest) String() string {
 func (*InventoryRequest) ProtoMessage() {}
 
 func (x *InventoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[23]
+	mi := &file_hearth_v1_node_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1334,7 +1678,7 @@ func (x *InventoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryRequest.ProtoReflect.Descriptor instead.
 func (*InventoryRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{23}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{28}
 }
 
 type InventoryResponse struct {
@@ -1353,7 +1697,7 @@ type InventoryResponse struct {
 
 func (x *InventoryResponse) Reset() {
 	*x = InventoryResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[24]
+	mi := &file_hearth_v1_node_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1365,7 +1709,7 @@ func (x *InventoryResponse) String() string {
 func (*InventoryResponse) ProtoMessage() {}
 
 func (x *InventoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[24]
+	mi := &file_hearth_v1_node_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1378,7 +1722,7 @@ func (x *InventoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryResponse.ProtoReflect.Descriptor instead.
 func (*InventoryResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{24}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *InventoryResponse) GetNode() string {
@@ -1452,7 +1796,7 @@ type Room struct {
 
 func (x *Room) Reset() {
 	*x = Room{}
-	mi := &file_hearth_v1_node_proto_msgTypes[25]
+	mi := &file_hearth_v1_node_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1464,7 +1808,7 @@ func (x *Room) String() string {
 func (*Room) ProtoMessage() {}
 
 func (x *Room) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[25]
+	mi := &file_hearth_v1_node_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1477,7 +1821,7 @@ func (x *Room) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Room.ProtoReflect.Descriptor instead.
 func (*Room) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{25}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Room) GetSlotsMax() uint32 {
@@ -1535,7 +1879,7 @@ type SetClassesRequest struct {
 
 func (x *SetClassesRequest) Reset() {
 	*x = SetClassesRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[26]
+	mi := &file_hearth_v1_node_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1547,7 +1891,7 @@ func (x *SetClassesRequest) String() string {
 func (*SetClassesRequest) ProtoMessage() {}
 
 func (x *SetClassesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[26]
+	mi := &file_hearth_v1_node_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1560,7 +1904,7 @@ func (x *SetClassesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetClassesRequest.ProtoReflect.Descriptor instead.
 func (*SetClassesRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{26}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SetClassesRequest) GetRevision() string {
@@ -1585,7 +1929,7 @@ type SetClassesResponse struct {
 
 func (x *SetClassesResponse) Reset() {
 	*x = SetClassesResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[27]
+	mi := &file_hearth_v1_node_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1597,7 +1941,7 @@ func (x *SetClassesResponse) String() string {
 func (*SetClassesResponse) ProtoMessage() {}
 
 func (x *SetClassesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[27]
+	mi := &file_hearth_v1_node_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1610,7 +1954,7 @@ func (x *SetClassesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetClassesResponse.ProtoReflect.Descriptor instead.
 func (*SetClassesResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{27}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{32}
 }
 
 type SetBudgetRequest struct {
@@ -1623,7 +1967,7 @@ type SetBudgetRequest struct {
 
 func (x *SetBudgetRequest) Reset() {
 	*x = SetBudgetRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[28]
+	mi := &file_hearth_v1_node_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1635,7 +1979,7 @@ func (x *SetBudgetRequest) String() string {
 func (*SetBudgetRequest) ProtoMessage() {}
 
 func (x *SetBudgetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[28]
+	mi := &file_hearth_v1_node_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1648,7 +1992,7 @@ func (x *SetBudgetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBudgetRequest.ProtoReflect.Descriptor instead.
 func (*SetBudgetRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{28}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SetBudgetRequest) GetMemoryBytes() uint64 {
@@ -1673,7 +2017,7 @@ type SetBudgetResponse struct {
 
 func (x *SetBudgetResponse) Reset() {
 	*x = SetBudgetResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[29]
+	mi := &file_hearth_v1_node_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1685,7 +2029,7 @@ func (x *SetBudgetResponse) String() string {
 func (*SetBudgetResponse) ProtoMessage() {}
 
 func (x *SetBudgetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[29]
+	mi := &file_hearth_v1_node_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1698,7 +2042,7 @@ func (x *SetBudgetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBudgetResponse.ProtoReflect.Descriptor instead.
 func (*SetBudgetResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{29}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{34}
 }
 
 type FetchSnapshotRequest struct {
@@ -1710,7 +2054,7 @@ type FetchSnapshotRequest struct {
 
 func (x *FetchSnapshotRequest) Reset() {
 	*x = FetchSnapshotRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[30]
+	mi := &file_hearth_v1_node_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1722,7 +2066,7 @@ func (x *FetchSnapshotRequest) String() string {
 func (*FetchSnapshotRequest) ProtoMessage() {}
 
 func (x *FetchSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[30]
+	mi := &file_hearth_v1_node_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1735,7 +2079,7 @@ func (x *FetchSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*FetchSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{30}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *FetchSnapshotRequest) GetSnapshot() string {
@@ -1754,7 +2098,7 @@ type FetchSnapshotResponse struct {
 
 func (x *FetchSnapshotResponse) Reset() {
 	*x = FetchSnapshotResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[31]
+	mi := &file_hearth_v1_node_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1766,7 +2110,7 @@ func (x *FetchSnapshotResponse) String() string {
 func (*FetchSnapshotResponse) ProtoMessage() {}
 
 func (x *FetchSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[31]
+	mi := &file_hearth_v1_node_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1779,7 +2123,7 @@ func (x *FetchSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*FetchSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{31}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *FetchSnapshotResponse) GetData() []byte {
@@ -1800,7 +2144,7 @@ type HandOverRequest struct {
 
 func (x *HandOverRequest) Reset() {
 	*x = HandOverRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[32]
+	mi := &file_hearth_v1_node_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1812,7 +2156,7 @@ func (x *HandOverRequest) String() string {
 func (*HandOverRequest) ProtoMessage() {}
 
 func (x *HandOverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[32]
+	mi := &file_hearth_v1_node_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1825,7 +2169,7 @@ func (x *HandOverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HandOverRequest.ProtoReflect.Descriptor instead.
 func (*HandOverRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{32}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *HandOverRequest) GetServing() bool {
@@ -1843,7 +2187,7 @@ type HandOverResponse struct {
 
 func (x *HandOverResponse) Reset() {
 	*x = HandOverResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[33]
+	mi := &file_hearth_v1_node_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1855,7 +2199,7 @@ func (x *HandOverResponse) String() string {
 func (*HandOverResponse) ProtoMessage() {}
 
 func (x *HandOverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[33]
+	mi := &file_hearth_v1_node_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1868,7 +2212,7 @@ func (x *HandOverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HandOverResponse.ProtoReflect.Descriptor instead.
 func (*HandOverResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{33}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{38}
 }
 
 type InspectRequest struct {
@@ -1880,7 +2224,7 @@ type InspectRequest struct {
 
 func (x *InspectRequest) Reset() {
 	*x = InspectRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[34]
+	mi := &file_hearth_v1_node_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1892,7 +2236,7 @@ func (x *InspectRequest) String() string {
 func (*InspectRequest) ProtoMessage() {}
 
 func (x *InspectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[34]
+	mi := &file_hearth_v1_node_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1905,7 +2249,7 @@ func (x *InspectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectRequest.ProtoReflect.Descriptor instead.
 func (*InspectRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{34}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *InspectRequest) GetName() string {
@@ -1925,7 +2269,7 @@ type InspectResponse struct {
 
 func (x *InspectResponse) Reset() {
 	*x = InspectResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[35]
+	mi := &file_hearth_v1_node_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1937,7 +2281,7 @@ func (x *InspectResponse) String() string {
 func (*InspectResponse) ProtoMessage() {}
 
 func (x *InspectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[35]
+	mi := &file_hearth_v1_node_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1950,7 +2294,7 @@ func (x *InspectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectResponse.ProtoReflect.Descriptor instead.
 func (*InspectResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{35}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *InspectResponse) GetJson() []byte {
@@ -1969,7 +2313,7 @@ type FlowsRequest struct {
 
 func (x *FlowsRequest) Reset() {
 	*x = FlowsRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[36]
+	mi := &file_hearth_v1_node_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1981,7 +2325,7 @@ func (x *FlowsRequest) String() string {
 func (*FlowsRequest) ProtoMessage() {}
 
 func (x *FlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[36]
+	mi := &file_hearth_v1_node_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1994,7 +2338,7 @@ func (x *FlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowsRequest.ProtoReflect.Descriptor instead.
 func (*FlowsRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{36}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *FlowsRequest) GetEnvironment() string {
@@ -2016,7 +2360,7 @@ type FlowsResponse struct {
 
 func (x *FlowsResponse) Reset() {
 	*x = FlowsResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[37]
+	mi := &file_hearth_v1_node_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2028,7 +2372,7 @@ func (x *FlowsResponse) String() string {
 func (*FlowsResponse) ProtoMessage() {}
 
 func (x *FlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[37]
+	mi := &file_hearth_v1_node_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2041,7 +2385,7 @@ func (x *FlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowsResponse.ProtoReflect.Descriptor instead.
 func (*FlowsResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{37}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *FlowsResponse) GetFlows() []*Flow {
@@ -2089,7 +2433,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_hearth_v1_node_proto_msgTypes[38]
+	mi := &file_hearth_v1_node_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2101,7 +2445,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[38]
+	mi := &file_hearth_v1_node_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2114,7 +2458,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{38}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Flow) GetProtocol() string {
@@ -2190,7 +2534,7 @@ type UnsafeOpenIslandRequest struct {
 
 func (x *UnsafeOpenIslandRequest) Reset() {
 	*x = UnsafeOpenIslandRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[39]
+	mi := &file_hearth_v1_node_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2202,7 +2546,7 @@ func (x *UnsafeOpenIslandRequest) String() string {
 func (*UnsafeOpenIslandRequest) ProtoMessage() {}
 
 func (x *UnsafeOpenIslandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[39]
+	mi := &file_hearth_v1_node_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2215,7 +2559,7 @@ func (x *UnsafeOpenIslandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsafeOpenIslandRequest.ProtoReflect.Descriptor instead.
 func (*UnsafeOpenIslandRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{39}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *UnsafeOpenIslandRequest) GetEnvironment() string {
@@ -2240,7 +2584,7 @@ type UnsafeOpenIslandResponse struct {
 
 func (x *UnsafeOpenIslandResponse) Reset() {
 	*x = UnsafeOpenIslandResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[40]
+	mi := &file_hearth_v1_node_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2252,7 +2596,7 @@ func (x *UnsafeOpenIslandResponse) String() string {
 func (*UnsafeOpenIslandResponse) ProtoMessage() {}
 
 func (x *UnsafeOpenIslandResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[40]
+	mi := &file_hearth_v1_node_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2265,7 +2609,7 @@ func (x *UnsafeOpenIslandResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsafeOpenIslandResponse.ProtoReflect.Descriptor instead.
 func (*UnsafeOpenIslandResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{40}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{45}
 }
 
 type DetectionsRequest struct {
@@ -2278,7 +2622,7 @@ type DetectionsRequest struct {
 
 func (x *DetectionsRequest) Reset() {
 	*x = DetectionsRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[41]
+	mi := &file_hearth_v1_node_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2290,7 +2634,7 @@ func (x *DetectionsRequest) String() string {
 func (*DetectionsRequest) ProtoMessage() {}
 
 func (x *DetectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[41]
+	mi := &file_hearth_v1_node_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2303,7 +2647,7 @@ func (x *DetectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetectionsRequest.ProtoReflect.Descriptor instead.
 func (*DetectionsRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{41}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *DetectionsRequest) GetFollow() bool {
@@ -2329,7 +2673,7 @@ type DetectionsResponse struct {
 
 func (x *DetectionsResponse) Reset() {
 	*x = DetectionsResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[42]
+	mi := &file_hearth_v1_node_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2341,7 +2685,7 @@ func (x *DetectionsResponse) String() string {
 func (*DetectionsResponse) ProtoMessage() {}
 
 func (x *DetectionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[42]
+	mi := &file_hearth_v1_node_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2354,7 +2698,7 @@ func (x *DetectionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetectionsResponse.ProtoReflect.Descriptor instead.
 func (*DetectionsResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{42}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *DetectionsResponse) GetDetection() *Detection {
@@ -2364,11 +2708,176 @@ func (x *DetectionsResponse) GetDetection() *Detection {
 	return nil
 }
 
+type ClaimProfileRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClaimProfileRequest) Reset() {
+	*x = ClaimProfileRequest{}
+	mi := &file_hearth_v1_node_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClaimProfileRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClaimProfileRequest) ProtoMessage() {}
+
+func (x *ClaimProfileRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_node_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClaimProfileRequest.ProtoReflect.Descriptor instead.
+func (*ClaimProfileRequest) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{48}
+}
+
+type ClaimProfileResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Phases        []*PhaseProfile        `protobuf:"bytes,1,rep,name=phases,proto3" json:"phases,omitempty"` // in the order of the claim path, then "total"
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClaimProfileResponse) Reset() {
+	*x = ClaimProfileResponse{}
+	mi := &file_hearth_v1_node_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClaimProfileResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClaimProfileResponse) ProtoMessage() {}
+
+func (x *ClaimProfileResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_node_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClaimProfileResponse.ProtoReflect.Descriptor instead.
+func (*ClaimProfileResponse) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *ClaimProfileResponse) GetPhases() []*PhaseProfile {
+	if x != nil {
+		return x.Phases
+	}
+	return nil
+}
+
+// PhaseProfile is how long one phase took, in the newest 1,000 warm claims.
+type PhaseProfile struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Claims        uint32                 `protobuf:"varint,2,opt,name=claims,proto3" json:"claims,omitempty"` // that had the phase
+	P50           *durationpb.Duration   `protobuf:"bytes,3,opt,name=p50,proto3" json:"p50,omitempty"`
+	P90           *durationpb.Duration   `protobuf:"bytes,4,opt,name=p90,proto3" json:"p90,omitempty"`
+	P99           *durationpb.Duration   `protobuf:"bytes,5,opt,name=p99,proto3" json:"p99,omitempty"`
+	Max           *durationpb.Duration   `protobuf:"bytes,6,opt,name=max,proto3" json:"max,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PhaseProfile) Reset() {
+	*x = PhaseProfile{}
+	mi := &file_hearth_v1_node_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PhaseProfile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PhaseProfile) ProtoMessage() {}
+
+func (x *PhaseProfile) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_node_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PhaseProfile.ProtoReflect.Descriptor instead.
+func (*PhaseProfile) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *PhaseProfile) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PhaseProfile) GetClaims() uint32 {
+	if x != nil {
+		return x.Claims
+	}
+	return 0
+}
+
+func (x *PhaseProfile) GetP50() *durationpb.Duration {
+	if x != nil {
+		return x.P50
+	}
+	return nil
+}
+
+func (x *PhaseProfile) GetP90() *durationpb.Duration {
+	if x != nil {
+		return x.P90
+	}
+	return nil
+}
+
+func (x *PhaseProfile) GetP99() *durationpb.Duration {
+	if x != nil {
+		return x.P99
+	}
+	return nil
+}
+
+func (x *PhaseProfile) GetMax() *durationpb.Duration {
+	if x != nil {
+		return x.Max
+	}
+	return nil
+}
+
 var File_hearth_v1_node_proto protoreflect.FileDescriptor
 
 const file_hearth_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x14hearth/v1/node.proto\x12\thearth.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15hearth/v1/types.proto\"\xb2\x02\n" +
+	"\x14hearth/v1/node.proto\x12\thearth.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15hearth/v1/types.proto\"\xe3\x02\n" +
 	"\x10NodeClaimRequest\x12'\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\x12\x1e\n" +
@@ -2379,7 +2888,13 @@ const file_hearth_v1_node_proto_rawDesc = "" +
 	"\twarm_only\x18\x05 \x01(\bR\bwarmOnly\x12*\n" +
 	"\x05fetch\x18\x06 \x01(\v2\x14.hearth.v1.FetchFromR\x05fetch\x12\x1b\n" +
 	"\tclaim_key\x18\a \x01(\fR\bclaimKey\x12#\n" +
-	"\rclaim_request\x18\b \x01(\fR\fclaimRequest\"9\n" +
+	"\rclaim_request\x18\b \x01(\fR\fclaimRequest\x12/\n" +
+	"\blifetime\x18( \x01(\v2\x13.hearth.v1.LifetimeR\blifetime\"\xa7\x01\n" +
+	"\bLifetime\x12/\n" +
+	"\x05lived\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x05lived\x12-\n" +
+	"\x04left\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04left\x12;\n" +
+	"\ftime_to_live\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"timeToLive\"9\n" +
 	"\tFetchFrom\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\"\xd5\x01\n" +
@@ -2407,15 +2922,22 @@ const file_hearth_v1_node_proto_rawDesc = "" +
 	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\"N\n" +
 	"\x12NodeResumeResponse\x128\n" +
+	"\venvironment\x18\x01 \x01(\v2\x16.hearth.v1.EnvironmentR\venvironment\"\x92\x01\n" +
+	"\x11NodeResizeRequest\x12'\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12 \n" +
+	"\venvironment\x18\x02 \x01(\tR\venvironment\x122\n" +
+	"\tresources\x18\x03 \x01(\v2\x14.hearth.v1.ResourcesR\tresources\"N\n" +
+	"\x12NodeResizeResponse\x128\n" +
 	"\venvironment\x18\x01 \x01(\v2\x16.hearth.v1.EnvironmentR\venvironment\"\x8f\x01\n" +
 	"\x13NodeSnapshotRequest\x12'\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\x12\x12\n" +
 	"\x04hold\x18\x03 \x01(\bR\x04hold\x12\x19\n" +
-	"\bfetch_by\x18\x04 \x01(\tR\afetchBy\"q\n" +
+	"\bfetch_by\x18\x04 \x01(\tR\afetchBy\"\xa2\x01\n" +
 	"\x14NodeSnapshotResponse\x12/\n" +
 	"\bsnapshot\x18\x01 \x01(\v2\x13.hearth.v1.SnapshotR\bsnapshot\x12(\n" +
-	"\x04spec\x18\x02 \x01(\v2\x14.hearth.v1.ClaimSpecR\x04spec\"<\n" +
+	"\x04spec\x18\x02 \x01(\v2\x14.hearth.v1.ClaimSpecR\x04spec\x12/\n" +
+	"\blifetime\x18( \x01(\v2\x13.hearth.v1.LifetimeR\blifetime\"<\n" +
 	"\x18NodeListSnapshotsRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\"N\n" +
 	"\x19NodeListSnapshotsResponse\x121\n" +
@@ -2435,7 +2957,18 @@ const file_hearth_v1_node_proto_rawDesc = "" +
 	"generation\x18\x04 \x01(\x04R\n" +
 	"generation\"F\n" +
 	"\x13NodeReleaseResponse\x12/\n" +
-	"\bsnapshot\x18\x01 \x01(\v2\x13.hearth.v1.SnapshotR\bsnapshot\"4\n" +
+	"\bsnapshot\x18\x01 \x01(\v2\x13.hearth.v1.SnapshotR\bsnapshot\"\x9a\x02\n" +
+	"\x11NodeExtendRequest\x12'\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12 \n" +
+	"\venvironment\x18\x02 \x01(\tR\venvironment\x127\n" +
+	"\bduration\x18\x03 \x01(\v2\x19.google.protobuf.DurationH\x00R\bduration\x12;\n" +
+	"\n" +
+	"expires_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampH\x00R\texpiresAt\x12=\n" +
+	"\ftime_to_live\x18\x05 \x01(\v2\x19.google.protobuf.DurationH\x00R\n" +
+	"timeToLiveB\x05\n" +
+	"\x03end\"N\n" +
+	"\x12NodeExtendResponse\x128\n" +
+	"\venvironment\x18\x01 \x01(\v2\x16.hearth.v1.EnvironmentR\venvironment\"4\n" +
 	"\x10NodeTokenRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\">\n" +
 	"\x11NodeTokenResponse\x12)\n" +
@@ -2522,21 +3055,33 @@ const file_hearth_v1_node_proto_rawDesc = "" +
 	"\x06follow\x18\x01 \x01(\bR\x06follow\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\"H\n" +
 	"\x12DetectionsResponse\x122\n" +
-	"\tdetection\x18\x01 \x01(\v2\x14.hearth.v1.DetectionR\tdetection2\xf1\n" +
-	"\n" +
+	"\tdetection\x18\x01 \x01(\v2\x14.hearth.v1.DetectionR\tdetection\"\x15\n" +
+	"\x13ClaimProfileRequest\"G\n" +
+	"\x14ClaimProfileResponse\x12/\n" +
+	"\x06phases\x18\x01 \x03(\v2\x17.hearth.v1.PhaseProfileR\x06phases\"\xee\x01\n" +
+	"\fPhaseProfile\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06claims\x18\x02 \x01(\rR\x06claims\x12+\n" +
+	"\x03p50\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03p50\x12+\n" +
+	"\x03p90\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03p90\x12+\n" +
+	"\x03p99\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x03p99\x12+\n" +
+	"\x03max\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x03max2\xd0\f\n" +
 	"\vNodeService\x12B\n" +
 	"\x05Claim\x12\x1b.hearth.v1.NodeClaimRequest\x1a\x1c.hearth.v1.NodeClaimResponse\x12<\n" +
 	"\x03Get\x12\x19.hearth.v1.NodeGetRequest\x1a\x1a.hearth.v1.NodeGetResponse\x12?\n" +
 	"\x04List\x12\x1a.hearth.v1.NodeListRequest\x1a\x1b.hearth.v1.NodeListResponse\x12B\n" +
 	"\x05Pause\x12\x1b.hearth.v1.NodePauseRequest\x1a\x1c.hearth.v1.NodePauseResponse\x12E\n" +
-	"\x06Resume\x12\x1c.hearth.v1.NodeResumeRequest\x1a\x1d.hearth.v1.NodeResumeResponse\x12K\n" +
+	"\x06Resume\x12\x1c.hearth.v1.NodeResumeRequest\x1a\x1d.hearth.v1.NodeResumeResponse\x12E\n" +
+	"\x06Resize\x12\x1c.hearth.v1.NodeResizeRequest\x1a\x1d.hearth.v1.NodeResizeResponse\x12K\n" +
 	"\bSnapshot\x12\x1e.hearth.v1.NodeSnapshotRequest\x1a\x1f.hearth.v1.NodeSnapshotResponse\x12Z\n" +
 	"\rListSnapshots\x12#.hearth.v1.NodeListSnapshotsRequest\x1a$.hearth.v1.NodeListSnapshotsResponse\x12?\n" +
 	"\x04Fork\x12\x1a.hearth.v1.NodeForkRequest\x1a\x1b.hearth.v1.NodeForkResponse\x12H\n" +
-	"\aRelease\x12\x1d.hearth.v1.NodeReleaseRequest\x1a\x1e.hearth.v1.NodeReleaseResponse\x12B\n" +
+	"\aRelease\x12\x1d.hearth.v1.NodeReleaseRequest\x1a\x1e.hearth.v1.NodeReleaseResponse\x12E\n" +
+	"\x06Extend\x12\x1c.hearth.v1.NodeExtendRequest\x1a\x1d.hearth.v1.NodeExtendResponse\x12B\n" +
 	"\x05Token\x12\x1b.hearth.v1.NodeTokenRequest\x1a\x1c.hearth.v1.NodeTokenResponse\x12F\n" +
 	"\tInventory\x12\x1b.hearth.v1.InventoryRequest\x1a\x1c.hearth.v1.InventoryResponse\x12@\n" +
-	"\aInspect\x12\x19.hearth.v1.InspectRequest\x1a\x1a.hearth.v1.InspectResponse\x12:\n" +
+	"\aInspect\x12\x19.hearth.v1.InspectRequest\x1a\x1a.hearth.v1.InspectResponse\x12O\n" +
+	"\fClaimProfile\x12\x1e.hearth.v1.ClaimProfileRequest\x1a\x1f.hearth.v1.ClaimProfileResponse\x12:\n" +
 	"\x05Flows\x12\x17.hearth.v1.FlowsRequest\x1a\x18.hearth.v1.FlowsResponse\x12[\n" +
 	"\x10UnsafeOpenIsland\x12\".hearth.v1.UnsafeOpenIslandRequest\x1a#.hearth.v1.UnsafeOpenIslandResponse\x12I\n" +
 	"\n" +
@@ -2559,133 +3104,164 @@ func file_hearth_v1_node_proto_rawDescGZIP() []byte {
 	return file_hearth_v1_node_proto_rawDescData
 }
 
-var file_hearth_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_hearth_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_hearth_v1_node_proto_goTypes = []any{
 	(*NodeClaimRequest)(nil),          // 0: hearth.v1.NodeClaimRequest
-	(*FetchFrom)(nil),                 // 1: hearth.v1.FetchFrom
-	(*NodeClaimResponse)(nil),         // 2: hearth.v1.NodeClaimResponse
-	(*PhaseTime)(nil),                 // 3: hearth.v1.PhaseTime
-	(*NodeGetRequest)(nil),            // 4: hearth.v1.NodeGetRequest
-	(*NodeGetResponse)(nil),           // 5: hearth.v1.NodeGetResponse
-	(*NodeListRequest)(nil),           // 6: hearth.v1.NodeListRequest
-	(*NodeListResponse)(nil),          // 7: hearth.v1.NodeListResponse
-	(*NodePauseRequest)(nil),          // 8: hearth.v1.NodePauseRequest
-	(*NodePauseResponse)(nil),         // 9: hearth.v1.NodePauseResponse
-	(*NodeResumeRequest)(nil),         // 10: hearth.v1.NodeResumeRequest
-	(*NodeResumeResponse)(nil),        // 11: hearth.v1.NodeResumeResponse
-	(*NodeSnapshotRequest)(nil),       // 12: hearth.v1.NodeSnapshotRequest
-	(*NodeSnapshotResponse)(nil),      // 13: hearth.v1.NodeSnapshotResponse
-	(*NodeListSnapshotsRequest)(nil),  // 14: hearth.v1.NodeListSnapshotsRequest
-	(*NodeListSnapshotsResponse)(nil), // 15: hearth.v1.NodeListSnapshotsResponse
-	(*NodeForkRequest)(nil),           // 16: hearth.v1.NodeForkRequest
-	(*NodeForkResponse)(nil),          // 17: hearth.v1.NodeForkResponse
-	(*NodeReleaseRequest)(nil),        // 18: hearth.v1.NodeReleaseRequest
-	(*NodeReleaseResponse)(nil),       // 19: hearth.v1.NodeReleaseResponse
-	(*NodeTokenRequest)(nil),          // 20: hearth.v1.NodeTokenRequest
-	(*NodeTokenResponse)(nil),         // 21: hearth.v1.NodeTokenResponse
-	(*Pool)(nil),                      // 22: hearth.v1.Pool
-	(*InventoryRequest)(nil),          // 23: hearth.v1.InventoryRequest
-	(*InventoryResponse)(nil),         // 24: hearth.v1.InventoryResponse
-	(*Room)(nil),                      // 25: hearth.v1.Room
-	(*SetClassesRequest)(nil),         // 26: hearth.v1.SetClassesRequest
-	(*SetClassesResponse)(nil),        // 27: hearth.v1.SetClassesResponse
-	(*SetBudgetRequest)(nil),          // 28: hearth.v1.SetBudgetRequest
-	(*SetBudgetResponse)(nil),         // 29: hearth.v1.SetBudgetResponse
-	(*FetchSnapshotRequest)(nil),      // 30: hearth.v1.FetchSnapshotRequest
-	(*FetchSnapshotResponse)(nil),     // 31: hearth.v1.FetchSnapshotResponse
-	(*HandOverRequest)(nil),           // 32: hearth.v1.HandOverRequest
-	(*HandOverResponse)(nil),          // 33: hearth.v1.HandOverResponse
-	(*InspectRequest)(nil),            // 34: hearth.v1.InspectRequest
-	(*InspectResponse)(nil),           // 35: hearth.v1.InspectResponse
-	(*FlowsRequest)(nil),              // 36: hearth.v1.FlowsRequest
-	(*FlowsResponse)(nil),             // 37: hearth.v1.FlowsResponse
-	(*Flow)(nil),                      // 38: hearth.v1.Flow
-	(*UnsafeOpenIslandRequest)(nil),   // 39: hearth.v1.UnsafeOpenIslandRequest
-	(*UnsafeOpenIslandResponse)(nil),  // 40: hearth.v1.UnsafeOpenIslandResponse
-	(*DetectionsRequest)(nil),         // 41: hearth.v1.DetectionsRequest
-	(*DetectionsResponse)(nil),        // 42: hearth.v1.DetectionsResponse
-	nil,                               // 43: hearth.v1.FlowsResponse.DropsEntry
-	nil,                               // 44: hearth.v1.FlowsResponse.DropsInEntry
-	(*ClaimSpec)(nil),                 // 45: hearth.v1.ClaimSpec
-	(*Environment)(nil),               // 46: hearth.v1.Environment
-	(*Access)(nil),                    // 47: hearth.v1.Access
-	(*durationpb.Duration)(nil),       // 48: google.protobuf.Duration
-	(*Snapshot)(nil),                  // 49: hearth.v1.Snapshot
-	(*timestamppb.Timestamp)(nil),     // 50: google.protobuf.Timestamp
-	(*Detection)(nil),                 // 51: hearth.v1.Detection
+	(*Lifetime)(nil),                  // 1: hearth.v1.Lifetime
+	(*FetchFrom)(nil),                 // 2: hearth.v1.FetchFrom
+	(*NodeClaimResponse)(nil),         // 3: hearth.v1.NodeClaimResponse
+	(*PhaseTime)(nil),                 // 4: hearth.v1.PhaseTime
+	(*NodeGetRequest)(nil),            // 5: hearth.v1.NodeGetRequest
+	(*NodeGetResponse)(nil),           // 6: hearth.v1.NodeGetResponse
+	(*NodeListRequest)(nil),           // 7: hearth.v1.NodeListRequest
+	(*NodeListResponse)(nil),          // 8: hearth.v1.NodeListResponse
+	(*NodePauseRequest)(nil),          // 9: hearth.v1.NodePauseRequest
+	(*NodePauseResponse)(nil),         // 10: hearth.v1.NodePauseResponse
+	(*NodeResumeRequest)(nil),         // 11: hearth.v1.NodeResumeRequest
+	(*NodeResumeResponse)(nil),        // 12: hearth.v1.NodeResumeResponse
+	(*NodeResizeRequest)(nil),         // 13: hearth.v1.NodeResizeRequest
+	(*NodeResizeResponse)(nil),        // 14: hearth.v1.NodeResizeResponse
+	(*NodeSnapshotRequest)(nil),       // 15: hearth.v1.NodeSnapshotRequest
+	(*NodeSnapshotResponse)(nil),      // 16: hearth.v1.NodeSnapshotResponse
+	(*NodeListSnapshotsRequest)(nil),  // 17: hearth.v1.NodeListSnapshotsRequest
+	(*NodeListSnapshotsResponse)(nil), // 18: hearth.v1.NodeListSnapshotsResponse
+	(*NodeForkRequest)(nil),           // 19: hearth.v1.NodeForkRequest
+	(*NodeForkResponse)(nil),          // 20: hearth.v1.NodeForkResponse
+	(*NodeReleaseRequest)(nil),        // 21: hearth.v1.NodeReleaseRequest
+	(*NodeReleaseResponse)(nil),       // 22: hearth.v1.NodeReleaseResponse
+	(*NodeExtendRequest)(nil),         // 23: hearth.v1.NodeExtendRequest
+	(*NodeExtendResponse)(nil),        // 24: hearth.v1.NodeExtendResponse
+	(*NodeTokenRequest)(nil),          // 25: hearth.v1.NodeTokenRequest
+	(*NodeTokenResponse)(nil),         // 26: hearth.v1.NodeTokenResponse
+	(*Pool)(nil),                      // 27: hearth.v1.Pool
+	(*InventoryRequest)(nil),          // 28: hearth.v1.InventoryRequest
+	(*InventoryResponse)(nil),         // 29: hearth.v1.InventoryResponse
+	(*Room)(nil),                      // 30: hearth.v1.Room
+	(*SetClassesRequest)(nil),         // 31: hearth.v1.SetClassesRequest
+	(*SetClassesResponse)(nil),        // 32: hearth.v1.SetClassesResponse
+	(*SetBudgetRequest)(nil),          // 33: hearth.v1.SetBudgetRequest
+	(*SetBudgetResponse)(nil),         // 34: hearth.v1.SetBudgetResponse
+	(*FetchSnapshotRequest)(nil),      // 35: hearth.v1.FetchSnapshotRequest
+	(*FetchSnapshotResponse)(nil),     // 36: hearth.v1.FetchSnapshotResponse
+	(*HandOverRequest)(nil),           // 37: hearth.v1.HandOverRequest
+	(*HandOverResponse)(nil),          // 38: hearth.v1.HandOverResponse
+	(*InspectRequest)(nil),            // 39: hearth.v1.InspectRequest
+	(*InspectResponse)(nil),           // 40: hearth.v1.InspectResponse
+	(*FlowsRequest)(nil),              // 41: hearth.v1.FlowsRequest
+	(*FlowsResponse)(nil),             // 42: hearth.v1.FlowsResponse
+	(*Flow)(nil),                      // 43: hearth.v1.Flow
+	(*UnsafeOpenIslandRequest)(nil),   // 44: hearth.v1.UnsafeOpenIslandRequest
+	(*UnsafeOpenIslandResponse)(nil),  // 45: hearth.v1.UnsafeOpenIslandResponse
+	(*DetectionsRequest)(nil),         // 46: hearth.v1.DetectionsRequest
+	(*DetectionsResponse)(nil),        // 47: hearth.v1.DetectionsResponse
+	(*ClaimProfileRequest)(nil),       // 48: hearth.v1.ClaimProfileRequest
+	(*ClaimProfileResponse)(nil),      // 49: hearth.v1.ClaimProfileResponse
+	(*PhaseProfile)(nil),              // 50: hearth.v1.PhaseProfile
+	nil,                               // 51: hearth.v1.FlowsResponse.DropsEntry
+	nil,                               // 52: hearth.v1.FlowsResponse.DropsInEntry
+	(*ClaimSpec)(nil),                 // 53: hearth.v1.ClaimSpec
+	(*durationpb.Duration)(nil),       // 54: google.protobuf.Duration
+	(*Environment)(nil),               // 55: hearth.v1.Environment
+	(*Access)(nil),                    // 56: hearth.v1.Access
+	(*Resources)(nil),                 // 57: hearth.v1.Resources
+	(*Snapshot)(nil),                  // 58: hearth.v1.Snapshot
+	(*timestamppb.Timestamp)(nil),     // 59: google.protobuf.Timestamp
+	(*Detection)(nil),                 // 60: hearth.v1.Detection
 }
 var file_hearth_v1_node_proto_depIdxs = []int32{
-	45, // 0: hearth.v1.NodeClaimRequest.spec:type_name -> hearth.v1.ClaimSpec
-	1,  // 1: hearth.v1.NodeClaimRequest.fetch:type_name -> hearth.v1.FetchFrom
-	46, // 2: hearth.v1.NodeClaimResponse.environment:type_name -> hearth.v1.Environment
-	47, // 3: hearth.v1.NodeClaimResponse.access:type_name -> hearth.v1.Access
-	48, // 4: hearth.v1.NodeClaimResponse.took:type_name -> google.protobuf.Duration
-	3,  // 5: hearth.v1.NodeClaimResponse.phases:type_name -> hearth.v1.PhaseTime
-	48, // 6: hearth.v1.PhaseTime.took:type_name -> google.protobuf.Duration
-	46, // 7: hearth.v1.NodeGetResponse.environment:type_name -> hearth.v1.Environment
-	46, // 8: hearth.v1.NodeListResponse.environments:type_name -> hearth.v1.Environment
-	46, // 9: hearth.v1.NodePauseResponse.environment:type_name -> hearth.v1.Environment
-	46, // 10: hearth.v1.NodeResumeResponse.environment:type_name -> hearth.v1.Environment
-	49, // 11: hearth.v1.NodeSnapshotResponse.snapshot:type_name -> hearth.v1.Snapshot
-	45, // 12: hearth.v1.NodeSnapshotResponse.spec:type_name -> hearth.v1.ClaimSpec
-	49, // 13: hearth.v1.NodeListSnapshotsResponse.snapshots:type_name -> hearth.v1.Snapshot
-	0,  // 14: hearth.v1.NodeForkRequest.children:type_name -> hearth.v1.NodeClaimRequest
-	49, // 15: hearth.v1.NodeForkResponse.snapshot:type_name -> hearth.v1.Snapshot
-	2,  // 16: hearth.v1.NodeForkResponse.children:type_name -> hearth.v1.NodeClaimResponse
-	49, // 17: hearth.v1.NodeReleaseResponse.snapshot:type_name -> hearth.v1.Snapshot
-	47, // 18: hearth.v1.NodeTokenResponse.access:type_name -> hearth.v1.Access
-	22, // 19: hearth.v1.InventoryResponse.pools:type_name -> hearth.v1.Pool
-	46, // 20: hearth.v1.InventoryResponse.environments:type_name -> hearth.v1.Environment
-	25, // 21: hearth.v1.InventoryResponse.room:type_name -> hearth.v1.Room
-	38, // 22: hearth.v1.FlowsResponse.flows:type_name -> hearth.v1.Flow
-	43, // 23: hearth.v1.FlowsResponse.drops:type_name -> hearth.v1.FlowsResponse.DropsEntry
-	44, // 24: hearth.v1.FlowsResponse.drops_in:type_name -> hearth.v1.FlowsResponse.DropsInEntry
-	50, // 25: hearth.v1.Flow.first:type_name -> google.protobuf.Timestamp
-	50, // 26: hearth.v1.Flow.last:type_name -> google.protobuf.Timestamp
-	51, // 27: hearth.v1.DetectionsResponse.detection:type_name -> hearth.v1.Detection
-	0,  // 28: hearth.v1.NodeService.Claim:input_type -> hearth.v1.NodeClaimRequest
-	4,  // 29: hearth.v1.NodeService.Get:input_type -> hearth.v1.NodeGetRequest
-	6,  // 30: hearth.v1.NodeService.List:input_type -> hearth.v1.NodeListRequest
-	8,  // 31: hearth.v1.NodeService.Pause:input_type -> hearth.v1.NodePauseRequest
-	10, // 32: hearth.v1.NodeService.Resume:input_type -> hearth.v1.NodeResumeRequest
-	12, // 33: hearth.v1.NodeService.Snapshot:input_type -> hearth.v1.NodeSnapshotRequest
-	14, // 34: hearth.v1.NodeService.ListSnapshots:input_type -> hearth.v1.NodeListSnapshotsRequest
-	16, // 35: hearth.v1.NodeService.Fork:input_type -> hearth.v1.NodeForkRequest
-	18, // 36: hearth.v1.NodeService.Release:input_type -> hearth.v1.NodeReleaseRequest
-	20, // 37: hearth.v1.NodeService.Token:input_type -> hearth.v1.NodeTokenRequest
-	23, // 38: hearth.v1.NodeService.Inventory:input_type -> hearth.v1.InventoryRequest
-	34, // 39: hearth.v1.NodeService.Inspect:input_type -> hearth.v1.InspectRequest
-	36, // 40: hearth.v1.NodeService.Flows:input_type -> hearth.v1.FlowsRequest
-	39, // 41: hearth.v1.NodeService.UnsafeOpenIsland:input_type -> hearth.v1.UnsafeOpenIslandRequest
-	26, // 42: hearth.v1.NodeService.SetClasses:input_type -> hearth.v1.SetClassesRequest
-	28, // 43: hearth.v1.NodeService.SetBudget:input_type -> hearth.v1.SetBudgetRequest
-	30, // 44: hearth.v1.NodeService.FetchSnapshot:input_type -> hearth.v1.FetchSnapshotRequest
-	32, // 45: hearth.v1.NodeService.HandOver:input_type -> hearth.v1.HandOverRequest
-	41, // 46: hearth.v1.NodeService.Detections:input_type -> hearth.v1.DetectionsRequest
-	2,  // 47: hearth.v1.NodeService.Claim:output_type -> hearth.v1.NodeClaimResponse
-	5,  // 48: hearth.v1.NodeService.Get:output_type -> hearth.v1.NodeGetResponse
-	7,  // 49: hearth.v1.NodeService.List:output_type -> hearth.v1.NodeListResponse
-	9,  // 50: hearth.v1.NodeService.Pause:output_type -> hearth.v1.NodePauseResponse
-	11, // 51: hearth.v1.NodeService.Resume:output_type -> hearth.v1.NodeResumeResponse
-	13, // 52: hearth.v1.NodeService.Snapshot:output_type -> hearth.v1.NodeSnapshotResponse
-	15, // 53: hearth.v1.NodeService.ListSnapshots:output_type -> hearth.v1.NodeListSnapshotsResponse
-	17, // 54: hearth.v1.NodeService.Fork:output_type -> hearth.v1.NodeForkResponse
-	19, // 55: hearth.v1.NodeService.Release:output_type -> hearth.v1.NodeReleaseResponse
-	21, // 56: hearth.v1.NodeService.Token:output_type -> hearth.v1.NodeTokenResponse
-	24, // 57: hearth.v1.NodeService.Inventory:output_type -> hearth.v1.InventoryResponse
-	35, // 58: hearth.v1.NodeService.Inspect:output_type -> hearth.v1.InspectResponse
-	37, // 59: hearth.v1.NodeService.Flows:output_type -> hearth.v1.FlowsResponse
-	40, // 60: hearth.v1.NodeService.UnsafeOpenIsland:output_type -> hearth.v1.UnsafeOpenIslandResponse
-	27, // 61: hearth.v1.NodeService.SetClasses:output_type -> hearth.v1.SetClassesResponse
-	29, // 62: hearth.v1.NodeService.SetBudget:output_type -> hearth.v1.SetBudgetResponse
-	31, // 63: hearth.v1.NodeService.FetchSnapshot:output_type -> hearth.v1.FetchSnapshotResponse
-	33, // 64: hearth.v1.NodeService.HandOver:output_type -> hearth.v1.HandOverResponse
-	42, // 65: hearth.v1.NodeService.Detections:output_type -> hearth.v1.DetectionsResponse
-	47, // [47:66] is the sub-list for method output_type
-	28, // [28:47] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	53, // 0: hearth.v1.NodeClaimRequest.spec:type_name -> hearth.v1.ClaimSpec
+	2,  // 1: hearth.v1.NodeClaimRequest.fetch:type_name -> hearth.v1.FetchFrom
+	1,  // 2: hearth.v1.NodeClaimRequest.lifetime:type_name -> hearth.v1.Lifetime
+	54, // 3: hearth.v1.Lifetime.lived:type_name -> google.protobuf.Duration
+	54, // 4: hearth.v1.Lifetime.left:type_name -> google.protobuf.Duration
+	54, // 5: hearth.v1.Lifetime.time_to_live:type_name -> google.protobuf.Duration
+	55, // 6: hearth.v1.NodeClaimResponse.environment:type_name -> hearth.v1.Environment
+	56, // 7: hearth.v1.NodeClaimResponse.access:type_name -> hearth.v1.Access
+	54, // 8: hearth.v1.NodeClaimResponse.took:type_name -> google.protobuf.Duration
+	4,  // 9: hearth.v1.NodeClaimResponse.phases:type_name -> hearth.v1.PhaseTime
+	54, // 10: hearth.v1.PhaseTime.took:type_name -> google.protobuf.Duration
+	55, // 11: hearth.v1.NodeGetResponse.environment:type_name -> hearth.v1.Environment
+	55, // 12: hearth.v1.NodeListResponse.environments:type_name -> hearth.v1.Environment
+	55, // 13: hearth.v1.NodePauseResponse.environment:type_name -> hearth.v1.Environment
+	55, // 14: hearth.v1.NodeResumeResponse.environment:type_name -> hearth.v1.Environment
+	57, // 15: hearth.v1.NodeResizeRequest.resources:type_name -> hearth.v1.Resources
+	55, // 16: hearth.v1.NodeResizeResponse.environment:type_name -> hearth.v1.Environment
+	58, // 17: hearth.v1.NodeSnapshotResponse.snapshot:type_name -> hearth.v1.Snapshot
+	53, // 18: hearth.v1.NodeSnapshotResponse.spec:type_name -> hearth.v1.ClaimSpec
+	1,  // 19: hearth.v1.NodeSnapshotResponse.lifetime:type_name -> hearth.v1.Lifetime
+	58, // 20: hearth.v1.NodeListSnapshotsResponse.snapshots:type_name -> hearth.v1.Snapshot
+	0,  // 21: hearth.v1.NodeForkRequest.children:type_name -> hearth.v1.NodeClaimRequest
+	58, // 22: hearth.v1.NodeForkResponse.snapshot:type_name -> hearth.v1.Snapshot
+	3,  // 23: hearth.v1.NodeForkResponse.children:type_name -> hearth.v1.NodeClaimResponse
+	58, // 24: hearth.v1.NodeReleaseResponse.snapshot:type_name -> hearth.v1.Snapshot
+	54, // 25: hearth.v1.NodeExtendRequest.duration:type_name -> google.protobuf.Duration
+	59, // 26: hearth.v1.NodeExtendRequest.expires_at:type_name -> google.protobuf.Timestamp
+	54, // 27: hearth.v1.NodeExtendRequest.time_to_live:type_name -> google.protobuf.Duration
+	55, // 28: hearth.v1.NodeExtendResponse.environment:type_name -> hearth.v1.Environment
+	56, // 29: hearth.v1.NodeTokenResponse.access:type_name -> hearth.v1.Access
+	27, // 30: hearth.v1.InventoryResponse.pools:type_name -> hearth.v1.Pool
+	55, // 31: hearth.v1.InventoryResponse.environments:type_name -> hearth.v1.Environment
+	30, // 32: hearth.v1.InventoryResponse.room:type_name -> hearth.v1.Room
+	43, // 33: hearth.v1.FlowsResponse.flows:type_name -> hearth.v1.Flow
+	51, // 34: hearth.v1.FlowsResponse.drops:type_name -> hearth.v1.FlowsResponse.DropsEntry
+	52, // 35: hearth.v1.FlowsResponse.drops_in:type_name -> hearth.v1.FlowsResponse.DropsInEntry
+	59, // 36: hearth.v1.Flow.first:type_name -> google.protobuf.Timestamp
+	59, // 37: hearth.v1.Flow.last:type_name -> google.protobuf.Timestamp
+	60, // 38: hearth.v1.DetectionsResponse.detection:type_name -> hearth.v1.Detection
+	50, // 39: hearth.v1.ClaimProfileResponse.phases:type_name -> hearth.v1.PhaseProfile
+	54, // 40: hearth.v1.PhaseProfile.p50:type_name -> google.protobuf.Duration
+	54, // 41: hearth.v1.PhaseProfile.p90:type_name -> google.protobuf.Duration
+	54, // 42: hearth.v1.PhaseProfile.p99:type_name -> google.protobuf.Duration
+	54, // 43: hearth.v1.PhaseProfile.max:type_name -> google.protobuf.Duration
+	0,  // 44: hearth.v1.NodeService.Claim:input_type -> hearth.v1.NodeClaimRequest
+	5,  // 45: hearth.v1.NodeService.Get:input_type -> hearth.v1.NodeGetRequest
+	7,  // 46: hearth.v1.NodeService.List:input_type -> hearth.v1.NodeListRequest
+	9,  // 47: hearth.v1.NodeService.Pause:input_type -> hearth.v1.NodePauseRequest
+	11, // 48: hearth.v1.NodeService.Resume:input_type -> hearth.v1.NodeResumeRequest
+	13, // 49: hearth.v1.NodeService.Resize:input_type -> hearth.v1.NodeResizeRequest
+	15, // 50: hearth.v1.NodeService.Snapshot:input_type -> hearth.v1.NodeSnapshotRequest
+	17, // 51: hearth.v1.NodeService.ListSnapshots:input_type -> hearth.v1.NodeListSnapshotsRequest
+	19, // 52: hearth.v1.NodeService.Fork:input_type -> hearth.v1.NodeForkRequest
+	21, // 53: hearth.v1.NodeService.Release:input_type -> hearth.v1.NodeReleaseRequest
+	23, // 54: hearth.v1.NodeService.Extend:input_type -> hearth.v1.NodeExtendRequest
+	25, // 55: hearth.v1.NodeService.Token:input_type -> hearth.v1.NodeTokenRequest
+	28, // 56: hearth.v1.NodeService.Inventory:input_type -> hearth.v1.InventoryRequest
+	39, // 57: hearth.v1.NodeService.Inspect:input_type -> hearth.v1.InspectRequest
+	48, // 58: hearth.v1.NodeService.ClaimProfile:input_type -> hearth.v1.ClaimProfileRequest
+	41, // 59: hearth.v1.NodeService.Flows:input_type -> hearth.v1.FlowsRequest
+	44, // 60: hearth.v1.NodeService.UnsafeOpenIsland:input_type -> hearth.v1.UnsafeOpenIslandRequest
+	31, // 61: hearth.v1.NodeService.SetClasses:input_type -> hearth.v1.SetClassesRequest
+	33, // 62: hearth.v1.NodeService.SetBudget:input_type -> hearth.v1.SetBudgetRequest
+	35, // 63: hearth.v1.NodeService.FetchSnapshot:input_type -> hearth.v1.FetchSnapshotRequest
+	37, // 64: hearth.v1.NodeService.HandOver:input_type -> hearth.v1.HandOverRequest
+	46, // 65: hearth.v1.NodeService.Detections:input_type -> hearth.v1.DetectionsRequest
+	3,  // 66: hearth.v1.NodeService.Claim:output_type -> hearth.v1.NodeClaimResponse
+	6,  // 67: hearth.v1.NodeService.Get:output_type -> hearth.v1.NodeGetResponse
+	8,  // 68: hearth.v1.NodeService.List:output_type -> hearth.v1.NodeListResponse
+	10, // 69: hearth.v1.NodeService.Pause:output_type -> hearth.v1.NodePauseResponse
+	12, // 70: hearth.v1.NodeService.Resume:output_type -> hearth.v1.NodeResumeResponse
+	14, // 71: hearth.v1.NodeService.Resize:output_type -> hearth.v1.NodeResizeResponse
+	16, // 72: hearth.v1.NodeService.Snapshot:output_type -> hearth.v1.NodeSnapshotResponse
+	18, // 73: hearth.v1.NodeService.ListSnapshots:output_type -> hearth.v1.NodeListSnapshotsResponse
+	20, // 74: hearth.v1.NodeService.Fork:output_type -> hearth.v1.NodeForkResponse
+	22, // 75: hearth.v1.NodeService.Release:output_type -> hearth.v1.NodeReleaseResponse
+	24, // 76: hearth.v1.NodeService.Extend:output_type -> hearth.v1.NodeExtendResponse
+	26, // 77: hearth.v1.NodeService.Token:output_type -> hearth.v1.NodeTokenResponse
+	29, // 78: hearth.v1.NodeService.Inventory:output_type -> hearth.v1.InventoryResponse
+	40, // 79: hearth.v1.NodeService.Inspect:output_type -> hearth.v1.InspectResponse
+	49, // 80: hearth.v1.NodeService.ClaimProfile:output_type -> hearth.v1.ClaimProfileResponse
+	42, // 81: hearth.v1.NodeService.Flows:output_type -> hearth.v1.FlowsResponse
+	45, // 82: hearth.v1.NodeService.UnsafeOpenIsland:output_type -> hearth.v1.UnsafeOpenIslandResponse
+	32, // 83: hearth.v1.NodeService.SetClasses:output_type -> hearth.v1.SetClassesResponse
+	34, // 84: hearth.v1.NodeService.SetBudget:output_type -> hearth.v1.SetBudgetResponse
+	36, // 85: hearth.v1.NodeService.FetchSnapshot:output_type -> hearth.v1.FetchSnapshotResponse
+	38, // 86: hearth.v1.NodeService.HandOver:output_type -> hearth.v1.HandOverResponse
+	47, // 87: hearth.v1.NodeService.Detections:output_type -> hearth.v1.DetectionsResponse
+	66, // [66:88] is the sub-list for method output_type
+	44, // [44:66] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_hearth_v1_node_proto_init() }
@@ -2694,13 +3270,18 @@ func file_hearth_v1_node_proto_init() {
 		return
 	}
 	file_hearth_v1_types_proto_init()
+	file_hearth_v1_node_proto_msgTypes[23].OneofWrappers = []any{
+		(*NodeExtendRequest_Duration)(nil),
+		(*NodeExtendRequest_ExpiresAt)(nil),
+		(*NodeExtendRequest_TimeToLive)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hearth_v1_node_proto_rawDesc), len(file_hearth_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   45,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

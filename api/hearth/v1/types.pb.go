@@ -146,7 +146,7 @@ func (x EgressPolicy_Mode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EgressPolicy_Mode.Descriptor instead.
 func (EgressPolicy_Mode) EnumDescriptor() ([]byte, []int) {
-	return file_hearth_v1_types_proto_rawDescGZIP(), []int{4, 0}
+	return file_hearth_v1_types_proto_rawDescGZIP(), []int{5, 0}
 }
 
 // Environment is one isolated Linux machine for one session.
@@ -176,7 +176,18 @@ type Environment struct {
 	// the call that made it, so that a new controller knows the call again.
 	ClaimKey []byte `protobuf:"bytes,17,opt,name=claim_key,json=claimKey,proto3" json:"claim_key,omitempty"`
 	// claim_request is the digest of that call's request.
-	ClaimRequest  []byte `protobuf:"bytes,18,opt,name=claim_request,json=claimRequest,proto3" json:"claim_request,omitempty"`
+	ClaimRequest []byte `protobuf:"bytes,18,opt,name=claim_request,json=claimRequest,proto3" json:"claim_request,omitempty"`
+	// resources are the limits in force.
+	Resources *Resources `protobuf:"bytes,30,opt,name=resources,proto3" json:"resources,omitempty"`
+	// reason is a word for what its node did by itself: idle, of one that is paused
+	// because it did nothing and goes on when it is used; expired, of one that was
+	// released because its time to live ended.
+	Reason string `protobuf:"bytes,40,opt,name=reason,proto3" json:"reason,omitempty"`
+	// expires_at is when it is released. None is never.
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,41,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// time_to_live is what was asked for, counted from the claim; 0 is what its
+	// class says. Extend changes expires_at and not this.
+	TimeToLive    *durationpb.Duration `protobuf:"bytes,42,opt,name=time_to_live,json=timeToLive,proto3" json:"time_to_live,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -337,6 +348,34 @@ func (x *Environment) GetClaimRequest() []byte {
 	return nil
 }
 
+func (x *Environment) GetResources() *Resources {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
+func (x *Environment) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Environment) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *Environment) GetTimeToLive() *durationpb.Duration {
+	if x != nil {
+		return x.TimeToLive
+	}
+	return nil
+}
+
 // Port is one that callers may reach through the node.
 type Port struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -476,7 +515,12 @@ type ClaimSpec struct {
 	Egress *EgressPolicy     `protobuf:"bytes,6,opt,name=egress,proto3" json:"egress,omitempty"`
 	Labels map[string]string `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// snapshot to restore before the first process starts; makes the claim cold.
-	Snapshot      string `protobuf:"bytes,8,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	Snapshot string `protobuf:"bytes,8,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// time_to_live after which the environment is released, in whole seconds; at
+	// most what its class allows. 0 is what the class says.
+	TimeToLive *durationpb.Duration `protobuf:"bytes,40,opt,name=time_to_live,json=timeToLive,proto3" json:"time_to_live,omitempty"`
+	// resources are limits of this environment in place of its class's.
+	Resources     *Resources `protobuf:"bytes,30,opt,name=resources,proto3" json:"resources,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -567,6 +611,83 @@ func (x *ClaimSpec) GetSnapshot() string {
 	return ""
 }
 
+func (x *ClaimSpec) GetTimeToLive() *durationpb.Duration {
+	if x != nil {
+		return x.TimeToLive
+	}
+	return nil
+}
+
+func (x *ClaimSpec) GetResources() *Resources {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
+// Resources are limits that one environment may have otherwise than its class.
+type Resources struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	CpuMillis   uint64                 `protobuf:"varint,1,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`       // thousandths of a CPU; 0 leaves it
+	MemoryBytes uint64                 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"` // 0 leaves it
+	// cpu_burst_millis may be used beyond the CPU for short times, out of what was
+	// left unused before; at most cpu_millis. Absent leaves it, 0 is none.
+	CpuBurstMillis *uint64 `protobuf:"varint,3,opt,name=cpu_burst_millis,json=cpuBurstMillis,proto3,oneof" json:"cpu_burst_millis,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Resources) Reset() {
+	*x = Resources{}
+	mi := &file_hearth_v1_types_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Resources) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Resources) ProtoMessage() {}
+
+func (x *Resources) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_types_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Resources.ProtoReflect.Descriptor instead.
+func (*Resources) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_types_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Resources) GetCpuMillis() uint64 {
+	if x != nil {
+		return x.CpuMillis
+	}
+	return 0
+}
+
+func (x *Resources) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *Resources) GetCpuBurstMillis() uint64 {
+	if x != nil && x.CpuBurstMillis != nil {
+		return *x.CpuBurstMillis
+	}
+	return 0
+}
+
 type EgressPolicy struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Mode          EgressPolicy_Mode      `protobuf:"varint,1,opt,name=mode,proto3,enum=hearth.v1.EgressPolicy_Mode" json:"mode,omitempty"`
@@ -578,7 +699,7 @@ type EgressPolicy struct {
 
 func (x *EgressPolicy) Reset() {
 	*x = EgressPolicy{}
-	mi := &file_hearth_v1_types_proto_msgTypes[4]
+	mi := &file_hearth_v1_types_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -590,7 +711,7 @@ func (x *EgressPolicy) String() string {
 func (*EgressPolicy) ProtoMessage() {}
 
 func (x *EgressPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_types_proto_msgTypes[4]
+	mi := &file_hearth_v1_types_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -603,7 +724,7 @@ func (x *EgressPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressPolicy.ProtoReflect.Descriptor instead.
 func (*EgressPolicy) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_types_proto_rawDescGZIP(), []int{4}
+	return file_hearth_v1_types_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *EgressPolicy) GetMode() EgressPolicy_Mode {
@@ -637,7 +758,7 @@ type EgressRule struct {
 
 func (x *EgressRule) Reset() {
 	*x = EgressRule{}
-	mi := &file_hearth_v1_types_proto_msgTypes[5]
+	mi := &file_hearth_v1_types_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -649,7 +770,7 @@ func (x *EgressRule) String() string {
 func (*EgressRule) ProtoMessage() {}
 
 func (x *EgressRule) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_types_proto_msgTypes[5]
+	mi := &file_hearth_v1_types_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -662,7 +783,7 @@ func (x *EgressRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressRule.ProtoReflect.Descriptor instead.
 func (*EgressRule) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_types_proto_rawDescGZIP(), []int{5}
+	return file_hearth_v1_types_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *EgressRule) GetCidr() string {
@@ -689,7 +810,7 @@ type PortRange struct {
 
 func (x *PortRange) Reset() {
 	*x = PortRange{}
-	mi := &file_hearth_v1_types_proto_msgTypes[6]
+	mi := &file_hearth_v1_types_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -701,7 +822,7 @@ func (x *PortRange) String() string {
 func (*PortRange) ProtoMessage() {}
 
 func (x *PortRange) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_types_proto_msgTypes[6]
+	mi := &file_hearth_v1_types_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -714,7 +835,7 @@ func (x *PortRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRange.ProtoReflect.Descriptor instead.
 func (*PortRange) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_types_proto_rawDescGZIP(), []int{6}
+	return file_hearth_v1_types_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PortRange) GetFirst() uint32 {
@@ -747,7 +868,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_hearth_v1_types_proto_msgTypes[7]
+	mi := &file_hearth_v1_types_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -759,7 +880,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_types_proto_msgTypes[7]
+	mi := &file_hearth_v1_types_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -772,7 +893,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_types_proto_rawDescGZIP(), []int{7}
+	return file_hearth_v1_types_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Snapshot) GetId() string {
@@ -838,7 +959,7 @@ type SnapshotStats struct {
 
 func (x *SnapshotStats) Reset() {
 	*x = SnapshotStats{}
-	mi := &file_hearth_v1_types_proto_msgTypes[8]
+	mi := &file_hearth_v1_types_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -850,7 +971,7 @@ func (x *SnapshotStats) String() string {
 func (*SnapshotStats) ProtoMessage() {}
 
 func (x *SnapshotStats) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_types_proto_msgTypes[8]
+	mi := &file_hearth_v1_types_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -863,7 +984,7 @@ func (x *SnapshotStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotStats.ProtoReflect.Descriptor instead.
 func (*SnapshotStats) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_types_proto_rawDescGZIP(), []int{8}
+	return file_hearth_v1_types_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SnapshotStats) GetFiles() uint64 {
@@ -929,7 +1050,7 @@ type Detection struct {
 
 func (x *Detection) Reset() {
 	*x = Detection{}
-	mi := &file_hearth_v1_types_proto_msgTypes[9]
+	mi := &file_hearth_v1_types_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -941,7 +1062,7 @@ func (x *Detection) String() string {
 func (*Detection) ProtoMessage() {}
 
 func (x *Detection) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_types_proto_msgTypes[9]
+	mi := &file_hearth_v1_types_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -954,7 +1075,7 @@ func (x *Detection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Detection.ProtoReflect.Descriptor instead.
 func (*Detection) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_types_proto_rawDescGZIP(), []int{9}
+	return file_hearth_v1_types_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Detection) GetTime() *timestamppb.Timestamp {
@@ -1056,7 +1177,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_hearth_v1_types_proto_msgTypes[10]
+	mi := &file_hearth_v1_types_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1068,7 +1189,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_types_proto_msgTypes[10]
+	mi := &file_hearth_v1_types_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1081,7 +1202,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_types_proto_rawDescGZIP(), []int{10}
+	return file_hearth_v1_types_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ErrorDetail) GetReason() string {
@@ -1109,7 +1230,7 @@ var File_hearth_v1_types_proto protoreflect.FileDescriptor
 
 const file_hearth_v1_types_proto_rawDesc = "" +
 	"\n" +
-	"\x15hearth/v1/types.proto\x12\thearth.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf3\x04\n" +
+	"\x15hearth/v1/types.proto\x12\thearth.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb7\x06\n" +
 	"\vEnvironment\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05class\x18\x02 \x01(\tR\x05class\x12\x16\n" +
@@ -1132,7 +1253,13 @@ const file_hearth_v1_types_proto_rawDesc = "" +
 	"\x03pid\x18\x0f \x01(\rR\x03pid\x12\x1c\n" +
 	"\tephemeral\x18\x10 \x01(\bR\tephemeral\x12\x1b\n" +
 	"\tclaim_key\x18\x11 \x01(\fR\bclaimKey\x12#\n" +
-	"\rclaim_request\x18\x12 \x01(\fR\fclaimRequest\x1a9\n" +
+	"\rclaim_request\x18\x12 \x01(\fR\fclaimRequest\x122\n" +
+	"\tresources\x18\x1e \x01(\v2\x14.hearth.v1.ResourcesR\tresources\x12\x16\n" +
+	"\x06reason\x18( \x01(\tR\x06reason\x129\n" +
+	"\n" +
+	"expires_at\x18) \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12;\n" +
+	"\ftime_to_live\x18* \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"timeToLive\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"F\n" +
@@ -1143,7 +1270,7 @@ const file_hearth_v1_types_proto_rawDesc = "" +
 	"\x06Access\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\tR\x05token\x12\x15\n" +
-	"\x06ca_pem\x18\x03 \x01(\fR\x05caPem\"\xb4\x03\n" +
+	"\x06ca_pem\x18\x03 \x01(\fR\x05caPem\"\xa5\x04\n" +
 	"\tClaimSpec\x12\x14\n" +
 	"\x05class\x18\x01 \x01(\tR\x05class\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12A\n" +
@@ -1152,13 +1279,22 @@ const file_hearth_v1_types_proto_rawDesc = "" +
 	"\bmetadata\x18\x05 \x01(\fR\bmetadata\x12/\n" +
 	"\x06egress\x18\x06 \x01(\v2\x17.hearth.v1.EgressPolicyR\x06egress\x128\n" +
 	"\x06labels\x18\a \x03(\v2 .hearth.v1.ClaimSpec.LabelsEntryR\x06labels\x12\x1a\n" +
-	"\bsnapshot\x18\b \x01(\tR\bsnapshot\x1a<\n" +
+	"\bsnapshot\x18\b \x01(\tR\bsnapshot\x12;\n" +
+	"\ftime_to_live\x18( \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"timeToLive\x122\n" +
+	"\tresources\x18\x1e \x01(\v2\x14.hearth.v1.ResourcesR\tresources\x1a<\n" +
 	"\x0eVariablesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe8\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x91\x01\n" +
+	"\tResources\x12\x1d\n" +
+	"\n" +
+	"cpu_millis\x18\x01 \x01(\x04R\tcpuMillis\x12!\n" +
+	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x12-\n" +
+	"\x10cpu_burst_millis\x18\x03 \x01(\x04H\x00R\x0ecpuBurstMillis\x88\x01\x01B\x13\n" +
+	"\x11_cpu_burst_millis\"\xe8\x01\n" +
 	"\fEgressPolicy\x120\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x1c.hearth.v1.EgressPolicy.ModeR\x04mode\x12+\n" +
 	"\x05allow\x18\x02 \x03(\v2\x15.hearth.v1.EgressRuleR\x05allow\x12)\n" +
@@ -1234,7 +1370,7 @@ func file_hearth_v1_types_proto_rawDescGZIP() []byte {
 }
 
 var file_hearth_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_hearth_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_hearth_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_hearth_v1_types_proto_goTypes = []any{
 	(Phase)(0),                    // 0: hearth.v1.Phase
 	(EgressPolicy_Mode)(0),        // 1: hearth.v1.EgressPolicy.Mode
@@ -1242,41 +1378,47 @@ var file_hearth_v1_types_proto_goTypes = []any{
 	(*Port)(nil),                  // 3: hearth.v1.Port
 	(*Access)(nil),                // 4: hearth.v1.Access
 	(*ClaimSpec)(nil),             // 5: hearth.v1.ClaimSpec
-	(*EgressPolicy)(nil),          // 6: hearth.v1.EgressPolicy
-	(*EgressRule)(nil),            // 7: hearth.v1.EgressRule
-	(*PortRange)(nil),             // 8: hearth.v1.PortRange
-	(*Snapshot)(nil),              // 9: hearth.v1.Snapshot
-	(*SnapshotStats)(nil),         // 10: hearth.v1.SnapshotStats
-	(*Detection)(nil),             // 11: hearth.v1.Detection
-	(*ErrorDetail)(nil),           // 12: hearth.v1.ErrorDetail
-	nil,                           // 13: hearth.v1.Environment.LabelsEntry
-	nil,                           // 14: hearth.v1.ClaimSpec.VariablesEntry
-	nil,                           // 15: hearth.v1.ClaimSpec.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
+	(*Resources)(nil),             // 6: hearth.v1.Resources
+	(*EgressPolicy)(nil),          // 7: hearth.v1.EgressPolicy
+	(*EgressRule)(nil),            // 8: hearth.v1.EgressRule
+	(*PortRange)(nil),             // 9: hearth.v1.PortRange
+	(*Snapshot)(nil),              // 10: hearth.v1.Snapshot
+	(*SnapshotStats)(nil),         // 11: hearth.v1.SnapshotStats
+	(*Detection)(nil),             // 12: hearth.v1.Detection
+	(*ErrorDetail)(nil),           // 13: hearth.v1.ErrorDetail
+	nil,                           // 14: hearth.v1.Environment.LabelsEntry
+	nil,                           // 15: hearth.v1.ClaimSpec.VariablesEntry
+	nil,                           // 16: hearth.v1.ClaimSpec.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
 }
 var file_hearth_v1_types_proto_depIdxs = []int32{
 	0,  // 0: hearth.v1.Environment.phase:type_name -> hearth.v1.Phase
-	16, // 1: hearth.v1.Environment.claimed_at:type_name -> google.protobuf.Timestamp
-	13, // 2: hearth.v1.Environment.labels:type_name -> hearth.v1.Environment.LabelsEntry
+	17, // 1: hearth.v1.Environment.claimed_at:type_name -> google.protobuf.Timestamp
+	14, // 2: hearth.v1.Environment.labels:type_name -> hearth.v1.Environment.LabelsEntry
 	3,  // 3: hearth.v1.Environment.ports:type_name -> hearth.v1.Port
-	14, // 4: hearth.v1.ClaimSpec.variables:type_name -> hearth.v1.ClaimSpec.VariablesEntry
-	6,  // 5: hearth.v1.ClaimSpec.egress:type_name -> hearth.v1.EgressPolicy
-	15, // 6: hearth.v1.ClaimSpec.labels:type_name -> hearth.v1.ClaimSpec.LabelsEntry
-	1,  // 7: hearth.v1.EgressPolicy.mode:type_name -> hearth.v1.EgressPolicy.Mode
-	7,  // 8: hearth.v1.EgressPolicy.allow:type_name -> hearth.v1.EgressRule
-	7,  // 9: hearth.v1.EgressPolicy.deny:type_name -> hearth.v1.EgressRule
-	8,  // 10: hearth.v1.EgressRule.ports:type_name -> hearth.v1.PortRange
-	16, // 11: hearth.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
-	10, // 12: hearth.v1.Snapshot.stats:type_name -> hearth.v1.SnapshotStats
-	17, // 13: hearth.v1.SnapshotStats.took:type_name -> google.protobuf.Duration
-	16, // 14: hearth.v1.Detection.time:type_name -> google.protobuf.Timestamp
-	17, // 15: hearth.v1.Detection.latency:type_name -> google.protobuf.Duration
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	6,  // 4: hearth.v1.Environment.resources:type_name -> hearth.v1.Resources
+	17, // 5: hearth.v1.Environment.expires_at:type_name -> google.protobuf.Timestamp
+	18, // 6: hearth.v1.Environment.time_to_live:type_name -> google.protobuf.Duration
+	15, // 7: hearth.v1.ClaimSpec.variables:type_name -> hearth.v1.ClaimSpec.VariablesEntry
+	7,  // 8: hearth.v1.ClaimSpec.egress:type_name -> hearth.v1.EgressPolicy
+	16, // 9: hearth.v1.ClaimSpec.labels:type_name -> hearth.v1.ClaimSpec.LabelsEntry
+	18, // 10: hearth.v1.ClaimSpec.time_to_live:type_name -> google.protobuf.Duration
+	6,  // 11: hearth.v1.ClaimSpec.resources:type_name -> hearth.v1.Resources
+	1,  // 12: hearth.v1.EgressPolicy.mode:type_name -> hearth.v1.EgressPolicy.Mode
+	8,  // 13: hearth.v1.EgressPolicy.allow:type_name -> hearth.v1.EgressRule
+	8,  // 14: hearth.v1.EgressPolicy.deny:type_name -> hearth.v1.EgressRule
+	9,  // 15: hearth.v1.EgressRule.ports:type_name -> hearth.v1.PortRange
+	17, // 16: hearth.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
+	11, // 17: hearth.v1.Snapshot.stats:type_name -> hearth.v1.SnapshotStats
+	18, // 18: hearth.v1.SnapshotStats.took:type_name -> google.protobuf.Duration
+	17, // 19: hearth.v1.Detection.time:type_name -> google.protobuf.Timestamp
+	18, // 20: hearth.v1.Detection.latency:type_name -> google.protobuf.Duration
+	21, // [21:21] is the sub-list for method output_type
+	21, // [21:21] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_hearth_v1_types_proto_init() }
@@ -1284,13 +1426,14 @@ func file_hearth_v1_types_proto_init() {
 	if File_hearth_v1_types_proto != nil {
 		return
 	}
+	file_hearth_v1_types_proto_msgTypes[4].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hearth_v1_types_proto_rawDesc), len(file_hearth_v1_types_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -7,9 +7,17 @@ import (
 
 // The versions that this package speaks.
 const (
-	Version      = 1
+	Version      = 2
 	LeastVersion = 1
 )
+
+// VersionFileProbe is the first that knows Probe.File: an older envinit would
+// pass over it, and call ready what was never probed.
+const VersionFileProbe = 2
+
+// VersionHygiene is the first that knows Configure.Hygiene: an older envinit
+// would leave what environments must not share.
+const VersionHygiene = 2
 
 // Op names an operation.
 type Op string
@@ -63,6 +71,17 @@ type Configure struct {
 	Services  []Service         `json:"services"`
 	Probe     Probe             `json:"probe"`
 	Variables map[string]string `json:"variables,omitempty"`
+	Hygiene   *Hygiene          `json:"hygiene,omitempty"` // since VersionHygiene
+}
+
+// Hygiene says what of the image or the snapshot is made anew, or removed,
+// before boot services start, so that no two environments share it.
+type Hygiene struct {
+	Hostname    bool `json:"hostname,omitempty"` // in /etc/hostname, then and at the claim
+	Hosts       bool `json:"hosts,omitempty"`    // the host's name in /etc/hosts
+	MachineID   bool `json:"machineId,omitempty"`
+	SSHHostKeys bool `json:"sshHostKeys,omitempty"`
+	RandomSeed  bool `json:"randomSeed,omitempty"`
 }
 
 // MaxServices bounds a class.
@@ -87,12 +106,13 @@ const (
 	RestartNever    = "never"
 )
 
-// Probe mirrors env.Probe: at most one of Command, TCPPort and HTTP is set.
+// Probe mirrors env.Probe: at most one of Command, TCPPort, HTTP and File is set.
 // Durations are nanoseconds.
 type Probe struct {
 	Command  []string      `json:"command,omitempty"`
 	TCPPort  uint16        `json:"tcpPort,omitempty"`
 	HTTP     *HTTPProbe    `json:"http,omitempty"`
+	File     *FileProbe    `json:"file,omitempty"` // since VersionFileProbe
 	Timeout  time.Duration `json:"timeout,omitempty"`
 	Interval time.Duration `json:"interval,omitempty"`
 }
@@ -101,6 +121,12 @@ type Probe struct {
 type HTTPProbe struct {
 	Port uint16 `json:"port"`
 	Path string `json:"path"`
+}
+
+// FileProbe is passed when Path is a regular file, with content if NonEmpty.
+type FileProbe struct {
+	Path     string `json:"path"`
+	NonEmpty bool   `json:"nonEmpty,omitempty"`
 }
 
 // Ready waits for the probe. Reply: ReadyReply, or CodeUnready.

@@ -68,16 +68,17 @@ func TestVersionsAreChosenOrRefusedByName(t *testing.T) {
 		newest, least int
 		want          int
 	}{
-		"same":              {1, 1, 1},
-		"newer node, mild":  {7, 1, 1},
-		"newer node, harsh": {7, 2, 0},
+		"same":              {2, 1, 2},
+		"older node":        {1, 1, 1},
+		"newer node, mild":  {7, 1, 2},
+		"newer node, harsh": {7, 3, 0},
 		"older than any":    {0, 0, 0},
 	} {
 		got, refusal := Choose(c.newest, c.least)
 		if got != c.want || (refusal == nil) != (c.want != 0) {
 			t.Errorf("%s: %d, %v", name, got, refusal)
 		}
-		if refusal != nil && (refusal.Code != CodeVersion || !strings.Contains(refusal.Message, "versions 1 to 1")) {
+		if refusal != nil && (refusal.Code != CodeVersion || !strings.Contains(refusal.Message, "versions 1 to 2")) {
 			t.Errorf("%s: %+v", name, refusal)
 		}
 	}

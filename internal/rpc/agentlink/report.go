@@ -3,6 +3,7 @@ package agentlink
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	hearthv1 "hearth/api/hearth/v1"
@@ -27,6 +28,7 @@ type exchange struct {
 	receive  func() (*hearthv1.ReportResponse, error)
 	cut      context.CancelFunc
 	sequence uint64
+	told     string // what nodes do by themselves, as the last inventory said
 }
 
 // report keeps one stream until it breaks or ctx ends.
@@ -61,21 +63,34 @@ func (l *Link) report(ctx context.Context, line *line, s *pki.Source, worked fun
 	}
 }
 
-// beat sends the inventory, or the small part of it. The answer to the first
+// beat sends the inventory, or the small part of it. An inventory goes out early
+// when the node has paused or ended environments by itself. The answer to the first
 // inventory of a stream, and to those of a fenced node, lets environments go on.
 func (l *Link) beat(ctx context.Context, x *exchange, beat int) (time.Duration, error) {
 	inv, err := l.source.Inventory(ctx, &hearthv1.InventoryRequest{})
 	if err != nil {
 		return 0, fmt.Errorf("read inventory: %w", err)
 	}
-	held := l.guard.holding()
-	if beat%inventoryEvery != 0 && !held {
+	held, news := l.guard.holding(), byThemselves(inv)
+	if beat%inventoryEvery != 0 && !held && news == x.told {
 		return l.exchange(x, &hearthv1.ReportRequest{Message: &hearthv1.ReportRequest_Heartbeat{
 			Heartbeat: &hearthv1.Heartbeat{Pools: inv.GetPools(), Room: inv.GetRoom()},
 		}}, false)
 	}
-	inv.Node = l.cfg.Node
+	inv.Node, x.told = l.cfg.Node, news
 	return l.exchange(x, &hearthv1.ReportRequest{Message: &hearthv1.ReportRequest_Inventory{Inventory: inv}}, beat == 0 || held)
+}
+
+// byThemselves says of which environments the node has done something by itself:
+// paused them, or ended them. Nobody else would tell the controller.
+func byThemselves(inv *hearthv1.InventoryResponse) string {
+	var b strings.Builder
+	for _, e := range inv.GetEnvironments() {
+		if e.GetReason() != "" {
+			fmt.Fprintf(&b, "%s %d %s\n", e.GetId(), e.GetGeneration(), e.GetReason())
+		}
+	}
+	return b.String()
 }
 
 // pass waits for the next heartbeat, and passes detections on meanwhile.

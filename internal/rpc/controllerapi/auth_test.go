@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	hearthv1 "hearth/api/hearth/v1"
 	"hearth/api/hearth/v1/hearthv1connect"
 	"hearth/internal/env"
@@ -39,6 +41,16 @@ func calls(api hearthv1connect.EnvironmentServiceClient, ctx context.Context, id
 		}},
 		"Resume": {[]string{"update"}, func() error {
 			_, err := api.Resume(ctx, &hearthv1.ResumeRequest{Environment: id, IdempotencyKey: "r"})
+			return err
+		}},
+		"Resize": {[]string{"update"}, func() error {
+			_, err := api.Resize(ctx, &hearthv1.ResizeRequest{Environment: id, IdempotencyKey: "z", Resources: &hearthv1.Resources{CpuMillis: 500}})
+			return err
+		}},
+		"Extend": {[]string{"update"}, func() error {
+			_, err := api.Extend(ctx, &hearthv1.ExtendRequest{
+				Environment: id, IdempotencyKey: "e", End: &hearthv1.ExtendRequest_Duration{Duration: durationpb.New(time.Hour)},
+			})
 			return err
 		}},
 		"Snapshot": {[]string{"update"}, func() error {

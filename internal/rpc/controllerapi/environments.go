@@ -70,6 +70,16 @@ func (s *Environments) Resume(ctx context.Context, r *hearthv1.ResumeRequest) (*
 	return &hearthv1.ResumeResponse{Environment: e}, err
 }
 
+// Resize implements the service.
+func (s *Environments) Resize(ctx context.Context, r *hearthv1.ResizeRequest) (*hearthv1.ResizeResponse, error) {
+	p, err := s.on(ctx, r.GetEnvironment(), verbUpdate)
+	if err != nil {
+		return nil, err
+	}
+	e, err := s.fleet.Resize(ctx, p, r.GetIdempotencyKey(), r.GetEnvironment(), r.GetResources())
+	return &hearthv1.ResizeResponse{Environment: e}, err
+}
+
 // Snapshot implements the service.
 func (s *Environments) Snapshot(ctx context.Context, r *hearthv1.SnapshotRequest) (*hearthv1.SnapshotResponse, error) {
 	p, err := s.on(ctx, r.GetEnvironment(), verbUpdate)
@@ -106,6 +116,16 @@ func (s *Environments) Release(ctx context.Context, r *hearthv1.ReleaseRequest) 
 		return nil, err
 	}
 	return s.fleet.Release(ctx, p, r.GetIdempotencyKey(), r.GetEnvironment(), r.GetSnapshot())
+}
+
+// Extend implements the service.
+func (s *Environments) Extend(ctx context.Context, r *hearthv1.ExtendRequest) (*hearthv1.ExtendResponse, error) {
+	p, err := s.on(ctx, r.GetEnvironment(), verbUpdate)
+	if err != nil {
+		return nil, err
+	}
+	e, err := s.fleet.Extend(ctx, p, r)
+	return &hearthv1.ExtendResponse{Environment: e}, err
 }
 
 // Token implements the service.

@@ -100,6 +100,10 @@ func (u unreachable) Resume(context.Context, *hearthv1.NodeResumeRequest) (*hear
 	return nil, u.err()
 }
 
+func (u unreachable) Extend(context.Context, *hearthv1.NodeExtendRequest) (*hearthv1.NodeExtendResponse, error) {
+	return nil, u.err()
+}
+
 func (u unreachable) Snapshot(context.Context, *hearthv1.NodeSnapshotRequest) (*hearthv1.NodeSnapshotResponse, error) {
 	return nil, u.err()
 }

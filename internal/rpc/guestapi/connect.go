@@ -29,6 +29,11 @@ func (s *Service) Connect(ctx context.Context, stream *connect.BidiStream[hearth
 	if err != nil {
 		return err
 	}
+	done, err := session.use(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
 	conn, err := session.Guest.Connect(ctx, port.Number)
 	if err != nil {
 		return err

@@ -12,6 +12,8 @@
 //     stops only lets go of them (Detach).
 //   - Every goroutine of a call has ended when the call has.
 //
-// It refuses to wake what is paused: that is Authorize's decision. Errors are
-// wrapped sentinels of internal/env; internal/rpc maps them.
+// A process, a file call or a connection to a listed port wakes what sleeps
+// because it did nothing, and keeps it awake until it ends; a port that is not
+// listed wakes nothing. It refuses what its owner has paused. Errors are wrapped
+// sentinels of internal/env; internal/rpc maps them.
 package guestapi

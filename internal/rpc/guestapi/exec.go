@@ -44,6 +44,11 @@ func (s *Service) exec(ctx context.Context, session Session, stream execStream) 
 	if err != nil {
 		return err
 	}
+	done, err := session.use(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
 	p, err := session.Guest.Exec(ctx, guest.Command{
 		Args: start.GetCommand(), Dir: start.GetDir(), Variables: start.GetVariables(),
 		Terminal: start.GetTerminal(), Size: size, UID: start.GetUid(), GID: start.GetGid(),

@@ -39,6 +39,11 @@ func (s *Service) ReadFile(ctx context.Context, req *hearthv1.ReadFileRequest, s
 	if req.GetOffset() > math.MaxInt64 || req.GetLimit() > math.MaxInt64 {
 		return fmt.Errorf("%w: offset %d or limit %d is larger than a file can be", env.ErrInvalid, req.GetOffset(), req.GetLimit())
 	}
+	done, err := session.use(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
 	f, err := session.Guest.ReadFile(ctx, decodePath(req.GetPath()), int64(req.GetOffset()), int64(req.GetLimit()))
 	if err != nil {
 		return err
@@ -81,6 +86,11 @@ func (s *Service) WriteFile(ctx context.Context, stream *connect.ClientStream[he
 		Path: decodePath(open.GetPath()), Mode: open.GetMode(), UID: open.GetUid(), GID: open.GetGid(),
 		Parents: open.GetParents(),
 	}
+	done, err := session.use(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	size, err := session.Guest.WriteFile(ctx, o, &content{stream: stream, left: stream.Msg().GetData()})
 	if err != nil {
 		return nil, err
@@ -135,6 +145,11 @@ func (s *Service) ListDir(ctx context.Context, req *hearthv1.ListDirRequest) (*h
 	if err != nil || len(after) > 255 {
 		return nil, fmt.Errorf("%w: page token %.64q is not one of ours", env.ErrInvalid, req.GetPageToken())
 	}
+	done, err := session.use(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	page, err := session.Guest.ListDir(ctx, decodePath(req.GetPath()), string(after), 0)
 	if err != nil {
 		return nil, err

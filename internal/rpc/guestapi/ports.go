@@ -72,6 +72,12 @@ func (s *Service) servePort(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	defer context.AfterFunc(s.detaching, cancel)()
+	done, err := session.use(ctx)
+	if err != nil {
+		writeError(w, err)
+		return
+	}
+	defer done()
 	s.proxy(session, to).ServeHTTP(w, r.WithContext(ctx))
 }
 

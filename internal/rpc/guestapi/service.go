@@ -24,7 +24,18 @@ type Session struct {
 	Environment env.ID
 	Guest       *guest.Client
 	Ports       []env.Port // of the class
-	Paused      bool
+	Paused      bool       // by its owner
+	// Use keeps the environment awake until done is called, and wakes one that
+	// sleeps because it did nothing. Nil is for one that never sleeps.
+	Use func(context.Context) (done func(), err error)
+}
+
+// use is called once a request is known to be one that may wake the environment.
+func (s Session) use(ctx context.Context) (done func(), err error) {
+	if s.Use == nil {
+		return func() {}, nil
+	}
+	return s.Use(ctx)
 }
 
 // guests knows the environments of this node. Authorize answers an unknown

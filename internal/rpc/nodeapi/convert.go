@@ -21,13 +21,21 @@ func claimOf(req *hearthv1.NodeClaimRequest) (warm.Claim, error) {
 	if err != nil {
 		return warm.Claim{}, err
 	}
+	ttl, err := lengthOf(spec.GetTimeToLive())
+	if err != nil {
+		return warm.Claim{}, fmt.Errorf("time to live: %w", err)
+	}
+	limits, err := limitsOf(spec.GetResources())
+	if err != nil {
+		return warm.Claim{}, err
+	}
 	return warm.Claim{
 		Key: req.GetIdempotencyKey(), ID: env.ID(req.GetEnvironment()), Generation: env.Generation(req.GetGeneration()),
 		Class: spec.GetClass(), Tenant: spec.GetTenant(), Variables: spec.GetVariables(), Hostname: spec.GetHostname(),
-		Metadata: spec.GetMetadata(), Egress: egress, Labels: spec.GetLabels(),
+		Metadata: spec.GetMetadata(), Egress: egress, Limits: limits, Labels: spec.GetLabels(),
 		Snapshot: env.SnapshotID(spec.GetSnapshot()), WarmOnly: req.GetWarmOnly(),
 		ClaimKey: req.GetClaimKey(), ClaimRequest: req.GetClaimRequest(),
-		Fetch: fetchOf(req.GetFetch()),
+		Fetch: fetchOf(req.GetFetch()), TimeToLive: ttl, Lifetime: lifetimeOf(req.GetLifetime()),
 	}, nil
 }
 
@@ -35,7 +43,7 @@ func claimOf(req *hearthv1.NodeClaimRequest) (warm.Claim, error) {
 func specOf(c warm.Claim) *hearthv1.ClaimSpec {
 	return &hearthv1.ClaimSpec{
 		Class: c.Class, Tenant: c.Tenant, Variables: c.Variables, Hostname: c.Hostname, Metadata: c.Metadata,
-		Egress: egressProto(c.Egress), Labels: c.Labels,
+		Egress: egressProto(c.Egress), Labels: c.Labels, Resources: limitsProto(c.Limits),
 	}
 }
 
@@ -145,7 +153,14 @@ func (s *Service) environment(e warm.Environment) *hearthv1.Environment {
 		Phase: phases[e.Phase], Message: e.Message, Node: s.info.Node, Warm: e.Warm,
 		ClaimedAt: timestamppb.New(e.Claimed), Labels: maps.Clone(e.Labels), Address: e.Address,
 		Slot: string(e.Slot), RestoredFrom: string(e.Snapshot), Pid: uint32(e.PID),
-		Ephemeral: e.Ephemeral, ClaimKey: e.ClaimKey, ClaimRequest: e.ClaimRequest,
+		Ephemeral: e.Ephemeral, ClaimKey: e.ClaimKey, ClaimRequest: e.ClaimRequest, Resources: resourcesProto(e.Resources),
+		Reason: e.Reason,
+	}
+	if !e.Expires.IsZero() {
+		out.ExpiresAt = timestamppb.New(e.Expires)
+	}
+	if e.TimeToLive != 0 {
+		out.TimeToLive = durationpb.New(e.TimeToLive)
 	}
 	for _, p := range e.Ports {
 		out.Ports = append(out.Ports, &hearthv1.Port{Name: p.Name, Number: uint32(p.Number), Http: p.Protocol == env.PortHTTP})

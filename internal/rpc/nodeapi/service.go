@@ -168,7 +168,7 @@ func (s *Service) Snapshot(ctx context.Context, req *hearthv1.NodeSnapshotReques
 			if err != nil {
 				return nil, err
 			}
-			resp.Spec = specOf(origin)
+			resp.Spec, resp.Lifetime = specOf(origin), lifetimeProto(origin.Lifetime)
 		}
 		return resp, nil
 	})
@@ -254,7 +254,7 @@ func (s *Service) Token(ctx context.Context, req *hearthv1.NodeTokenRequest) (*h
 func (s *Service) Inventory(context.Context, *hearthv1.InventoryRequest) (*hearthv1.InventoryResponse, error) {
 	out := &hearthv1.InventoryResponse{
 		Node: s.info.Node, Instance: s.info.Instance, BootId: s.info.BootID, Version: s.info.Version,
-		Environments: s.environments(), Room: roomOf(s.node.Room()), ClassesRevision: s.orders.ClassesRevision(),
+		Environments: append(s.environments(), s.past()...), Room: roomOf(s.node.Room()), ClassesRevision: s.orders.ClassesRevision(),
 	}
 	for _, p := range s.node.Pools() {
 		out.Pools = append(out.Pools, poolOf(p))

@@ -49,6 +49,9 @@ const (
 	// EnvironmentServiceResumeProcedure is the fully-qualified name of the EnvironmentService's Resume
 	// RPC.
 	EnvironmentServiceResumeProcedure = "/hearth.v1.EnvironmentService/Resume"
+	// EnvironmentServiceResizeProcedure is the fully-qualified name of the EnvironmentService's Resize
+	// RPC.
+	EnvironmentServiceResizeProcedure = "/hearth.v1.EnvironmentService/Resize"
 	// EnvironmentServiceSnapshotProcedure is the fully-qualified name of the EnvironmentService's
 	// Snapshot RPC.
 	EnvironmentServiceSnapshotProcedure = "/hearth.v1.EnvironmentService/Snapshot"
@@ -60,6 +63,9 @@ const (
 	// EnvironmentServiceReleaseProcedure is the fully-qualified name of the EnvironmentService's
 	// Release RPC.
 	EnvironmentServiceReleaseProcedure = "/hearth.v1.EnvironmentService/Release"
+	// EnvironmentServiceExtendProcedure is the fully-qualified name of the EnvironmentService's Extend
+	// RPC.
+	EnvironmentServiceExtendProcedure = "/hearth.v1.EnvironmentService/Extend"
 	// EnvironmentServiceTokenProcedure is the fully-qualified name of the EnvironmentService's Token
 	// RPC.
 	EnvironmentServiceTokenProcedure = "/hearth.v1.EnvironmentService/Token"
@@ -74,10 +80,16 @@ type EnvironmentServiceClient interface {
 	List(context.Context, *v1.ListRequest) (*v1.ListResponse, error)
 	Pause(context.Context, *v1.PauseRequest) (*v1.PauseResponse, error)
 	Resume(context.Context, *v1.ResumeRequest) (*v1.ResumeResponse, error)
+	// Resize changes the limits of a running, paused or stalled environment, all or
+	// none. Memory below what is in use is refused, and so is what its node has not.
+	Resize(context.Context, *v1.ResizeRequest) (*v1.ResizeResponse, error)
 	Snapshot(context.Context, *v1.SnapshotRequest) (*v1.SnapshotResponse, error)
 	ListSnapshots(context.Context, *v1.ListSnapshotsRequest) (*v1.ListSnapshotsResponse, error)
 	Fork(context.Context, *v1.ForkRequest) (*v1.ForkResponse, error)
 	Release(context.Context, *v1.ReleaseRequest) (*v1.ReleaseResponse, error)
+	// Extend sets when the environment ends, later or earlier than it would, at
+	// most as far ahead as its class allows.
+	Extend(context.Context, *v1.ExtendRequest) (*v1.ExtendResponse, error)
 	// Token gives fresh access to a running environment; older tokens end.
 	Token(context.Context, *v1.TokenRequest) (*v1.TokenResponse, error)
 }
@@ -123,6 +135,12 @@ func NewEnvironmentServiceClient(httpClient connect.HTTPClient, baseURL string, 
 			connect.WithSchema(environmentServiceMethods.ByName("Resume")),
 			connect.WithClientOptions(opts...),
 		),
+		resize: connect.NewClient[v1.ResizeRequest, v1.ResizeResponse](
+			httpClient,
+			baseURL+EnvironmentServiceResizeProcedure,
+			connect.WithSchema(environmentServiceMethods.ByName("Resize")),
+			connect.WithClientOptions(opts...),
+		),
 		snapshot: connect.NewClient[v1.SnapshotRequest, v1.SnapshotResponse](
 			httpClient,
 			baseURL+EnvironmentServiceSnapshotProcedure,
@@ -147,6 +165,12 @@ func NewEnvironmentServiceClient(httpClient connect.HTTPClient, baseURL string, 
 			connect.WithSchema(environmentServiceMethods.ByName("Release")),
 			connect.WithClientOptions(opts...),
 		),
+		extend: connect.NewClient[v1.ExtendRequest, v1.ExtendResponse](
+			httpClient,
+			baseURL+EnvironmentServiceExtendProcedure,
+			connect.WithSchema(environmentServiceMethods.ByName("Extend")),
+			connect.WithClientOptions(opts...),
+		),
 		token: connect.NewClient[v1.TokenRequest, v1.TokenResponse](
 			httpClient,
 			baseURL+EnvironmentServiceTokenProcedure,
@@ -163,10 +187,12 @@ type environmentServiceClient struct {
 	list          *connect.Client[v1.ListRequest, v1.ListResponse]
 	pause         *connect.Client[v1.PauseRequest, v1.PauseResponse]
 	resume        *connect.Client[v1.ResumeRequest, v1.ResumeResponse]
+	resize        *connect.Client[v1.ResizeRequest, v1.ResizeResponse]
 	snapshot      *connect.Client[v1.SnapshotRequest, v1.SnapshotResponse]
 	listSnapshots *connect.Client[v1.ListSnapshotsRequest, v1.ListSnapshotsResponse]
 	fork          *connect.Client[v1.ForkRequest, v1.ForkResponse]
 	release       *connect.Client[v1.ReleaseRequest, v1.ReleaseResponse]
+	extend        *connect.Client[v1.ExtendRequest, v1.ExtendResponse]
 	token         *connect.Client[v1.TokenRequest, v1.TokenResponse]
 }
 
@@ -215,6 +241,15 @@ func (c *environmentServiceClient) Resume(ctx context.Context, req *v1.ResumeReq
 	return nil, err
 }
 
+// Resize calls hearth.v1.EnvironmentService.Resize.
+func (c *environmentServiceClient) Resize(ctx context.Context, req *v1.ResizeRequest) (*v1.ResizeResponse, error) {
+	response, err := c.resize.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Snapshot calls hearth.v1.EnvironmentService.Snapshot.
 func (c *environmentServiceClient) Snapshot(ctx context.Context, req *v1.SnapshotRequest) (*v1.SnapshotResponse, error) {
 	response, err := c.snapshot.CallUnary(ctx, connect.NewRequest(req))
@@ -251,6 +286,15 @@ func (c *environmentServiceClient) Release(ctx context.Context, req *v1.ReleaseR
 	return nil, err
 }
 
+// Extend calls hearth.v1.EnvironmentService.Extend.
+func (c *environmentServiceClient) Extend(ctx context.Context, req *v1.ExtendRequest) (*v1.ExtendResponse, error) {
+	response, err := c.extend.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Token calls hearth.v1.EnvironmentService.Token.
 func (c *environmentServiceClient) Token(ctx context.Context, req *v1.TokenRequest) (*v1.TokenResponse, error) {
 	response, err := c.token.CallUnary(ctx, connect.NewRequest(req))
@@ -269,10 +313,16 @@ type EnvironmentServiceHandler interface {
 	List(context.Context, *v1.ListRequest) (*v1.ListResponse, error)
 	Pause(context.Context, *v1.PauseRequest) (*v1.PauseResponse, error)
 	Resume(context.Context, *v1.ResumeRequest) (*v1.ResumeResponse, error)
+	// Resize changes the limits of a running, paused or stalled environment, all or
+	// none. Memory below what is in use is refused, and so is what its node has not.
+	Resize(context.Context, *v1.ResizeRequest) (*v1.ResizeResponse, error)
 	Snapshot(context.Context, *v1.SnapshotRequest) (*v1.SnapshotResponse, error)
 	ListSnapshots(context.Context, *v1.ListSnapshotsRequest) (*v1.ListSnapshotsResponse, error)
 	Fork(context.Context, *v1.ForkRequest) (*v1.ForkResponse, error)
 	Release(context.Context, *v1.ReleaseRequest) (*v1.ReleaseResponse, error)
+	// Extend sets when the environment ends, later or earlier than it would, at
+	// most as far ahead as its class allows.
+	Extend(context.Context, *v1.ExtendRequest) (*v1.ExtendResponse, error)
 	// Token gives fresh access to a running environment; older tokens end.
 	Token(context.Context, *v1.TokenRequest) (*v1.TokenResponse, error)
 }
@@ -314,6 +364,12 @@ func NewEnvironmentServiceHandler(svc EnvironmentServiceHandler, opts ...connect
 		connect.WithSchema(environmentServiceMethods.ByName("Resume")),
 		connect.WithHandlerOptions(opts...),
 	)
+	environmentServiceResizeHandler := connect.NewUnaryHandlerSimple(
+		EnvironmentServiceResizeProcedure,
+		svc.Resize,
+		connect.WithSchema(environmentServiceMethods.ByName("Resize")),
+		connect.WithHandlerOptions(opts...),
+	)
 	environmentServiceSnapshotHandler := connect.NewUnaryHandlerSimple(
 		EnvironmentServiceSnapshotProcedure,
 		svc.Snapshot,
@@ -338,6 +394,12 @@ func NewEnvironmentServiceHandler(svc EnvironmentServiceHandler, opts ...connect
 		connect.WithSchema(environmentServiceMethods.ByName("Release")),
 		connect.WithHandlerOptions(opts...),
 	)
+	environmentServiceExtendHandler := connect.NewUnaryHandlerSimple(
+		EnvironmentServiceExtendProcedure,
+		svc.Extend,
+		connect.WithSchema(environmentServiceMethods.ByName("Extend")),
+		connect.WithHandlerOptions(opts...),
+	)
 	environmentServiceTokenHandler := connect.NewUnaryHandlerSimple(
 		EnvironmentServiceTokenProcedure,
 		svc.Token,
@@ -356,6 +418,8 @@ func NewEnvironmentServiceHandler(svc EnvironmentServiceHandler, opts ...connect
 			environmentServicePauseHandler.ServeHTTP(w, r)
 		case EnvironmentServiceResumeProcedure:
 			environmentServiceResumeHandler.ServeHTTP(w, r)
+		case EnvironmentServiceResizeProcedure:
+			environmentServiceResizeHandler.ServeHTTP(w, r)
 		case EnvironmentServiceSnapshotProcedure:
 			environmentServiceSnapshotHandler.ServeHTTP(w, r)
 		case EnvironmentServiceListSnapshotsProcedure:
@@ -364,6 +428,8 @@ func NewEnvironmentServiceHandler(svc EnvironmentServiceHandler, opts ...connect
 			environmentServiceForkHandler.ServeHTTP(w, r)
 		case EnvironmentServiceReleaseProcedure:
 			environmentServiceReleaseHandler.ServeHTTP(w, r)
+		case EnvironmentServiceExtendProcedure:
+			environmentServiceExtendHandler.ServeHTTP(w, r)
 		case EnvironmentServiceTokenProcedure:
 			environmentServiceTokenHandler.ServeHTTP(w, r)
 		default:
@@ -395,6 +461,10 @@ func (UnimplementedEnvironmentServiceHandler) Resume(context.Context, *v1.Resume
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hearth.v1.EnvironmentService.Resume is not implemented"))
 }
 
+func (UnimplementedEnvironmentServiceHandler) Resize(context.Context, *v1.ResizeRequest) (*v1.ResizeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hearth.v1.EnvironmentService.Resize is not implemented"))
+}
+
 func (UnimplementedEnvironmentServiceHandler) Snapshot(context.Context, *v1.SnapshotRequest) (*v1.SnapshotResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hearth.v1.EnvironmentService.Snapshot is not implemented"))
 }
@@ -409,6 +479,10 @@ func (UnimplementedEnvironmentServiceHandler) Fork(context.Context, *v1.ForkRequ
 
 func (UnimplementedEnvironmentServiceHandler) Release(context.Context, *v1.ReleaseRequest) (*v1.ReleaseResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hearth.v1.EnvironmentService.Release is not implemented"))
+}
+
+func (UnimplementedEnvironmentServiceHandler) Extend(context.Context, *v1.ExtendRequest) (*v1.ExtendResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hearth.v1.EnvironmentService.Extend is not implemented"))
 }
 
 func (UnimplementedEnvironmentServiceHandler) Token(context.Context, *v1.TokenRequest) (*v1.TokenResponse, error) {

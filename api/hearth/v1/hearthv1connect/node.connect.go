@@ -46,6 +46,8 @@ const (
 	NodeServicePauseProcedure = "/hearth.v1.NodeService/Pause"
 	// NodeServiceResumeProcedure is the fully-qualified name of the NodeService's Resume RPC.
 	NodeServiceResumeProcedure = "/hearth.v1.NodeService/Resume"
+	// NodeServiceResizeProcedure is the fully-qualified name of the NodeService's Resize RPC.
+	NodeServiceResizeProcedure = "/hearth.v1.NodeService/Resize"
 	// NodeServiceSnapshotProcedure is the fully-qualified name of the NodeService's Snapshot RPC.
 	NodeServiceSnapshotProcedure = "/hearth.v1.NodeService/Snapshot"
 	// NodeServiceListSnapshotsProcedure is the fully-qualified name of the NodeService's ListSnapshots
@@ -55,12 +57,17 @@ const (
 	NodeServiceForkProcedure = "/hearth.v1.NodeService/Fork"
 	// NodeServiceReleaseProcedure is the fully-qualified name of the NodeService's Release RPC.
 	NodeServiceReleaseProcedure = "/hearth.v1.NodeService/Release"
+	// NodeServiceExtendProcedure is the fully-qualified name of the NodeService's Extend RPC.
+	NodeServiceExtendProcedure = "/hearth.v1.NodeService/Extend"
 	// NodeServiceTokenProcedure is the fully-qualified name of the NodeService's Token RPC.
 	NodeServiceTokenProcedure = "/hearth.v1.NodeService/Token"
 	// NodeServiceInventoryProcedure is the fully-qualified name of the NodeService's Inventory RPC.
 	NodeServiceInventoryProcedure = "/hearth.v1.NodeService/Inventory"
 	// NodeServiceInspectProcedure is the fully-qualified name of the NodeService's Inspect RPC.
 	NodeServiceInspectProcedure = "/hearth.v1.NodeService/Inspect"
+	// NodeServiceClaimProfileProcedure is the fully-qualified name of the NodeService's ClaimProfile
+	// RPC.
+	NodeServiceClaimProfileProcedure = "/hearth.v1.NodeService/ClaimProfile"
 	// NodeServiceFlowsProcedure is the fully-qualified name of the NodeService's Flows RPC.
 	NodeServiceFlowsProcedure = "/hearth.v1.NodeService/Flows"
 	// NodeServiceUnsafeOpenIslandProcedure is the fully-qualified name of the NodeService's
@@ -88,17 +95,24 @@ type NodeServiceClient interface {
 	List(context.Context, *v1.NodeListRequest) (*v1.NodeListResponse, error)
 	Pause(context.Context, *v1.NodePauseRequest) (*v1.NodePauseResponse, error)
 	Resume(context.Context, *v1.NodeResumeRequest) (*v1.NodeResumeResponse, error)
+	// Resize changes an environment's limits, all or none, whether it runs or not.
+	Resize(context.Context, *v1.NodeResizeRequest) (*v1.NodeResizeResponse, error)
 	Snapshot(context.Context, *v1.NodeSnapshotRequest) (*v1.NodeSnapshotResponse, error)
 	ListSnapshots(context.Context, *v1.NodeListSnapshotsRequest) (*v1.NodeListSnapshotsResponse, error)
 	// Fork snapshots a running environment and claims copies of it.
 	Fork(context.Context, *v1.NodeForkRequest) (*v1.NodeForkResponse, error)
 	Release(context.Context, *v1.NodeReleaseRequest) (*v1.NodeReleaseResponse, error)
+	// Extend sets when the environment ends. The answer's end holds over a crash
+	// of the agent.
+	Extend(context.Context, *v1.NodeExtendRequest) (*v1.NodeExtendResponse, error)
 	// Token replaces the environment's token.
 	Token(context.Context, *v1.NodeTokenRequest) (*v1.NodeTokenResponse, error)
 	// Inventory is everything that the agent owns on this node.
 	Inventory(context.Context, *v1.InventoryRequest) (*v1.InventoryResponse, error)
 	// Inspect is everything that the agent knows of one slot or environment.
 	Inspect(context.Context, *v1.InspectRequest) (*v1.InspectResponse, error)
+	// ClaimProfile is where the newest warm claims spent their time on this node.
+	ClaimProfile(context.Context, *v1.ClaimProfileRequest) (*v1.ClaimProfileResponse, error)
 	Flows(context.Context, *v1.FlowsRequest) (*v1.FlowsResponse, error)
 	// UnsafeOpenIsland lets an environment reach everything, or locks it back to
 	// its policy, so that a test can show that a refused destination would have
@@ -162,6 +176,12 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("Resume")),
 			connect.WithClientOptions(opts...),
 		),
+		resize: connect.NewClient[v1.NodeResizeRequest, v1.NodeResizeResponse](
+			httpClient,
+			baseURL+NodeServiceResizeProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Resize")),
+			connect.WithClientOptions(opts...),
+		),
 		snapshot: connect.NewClient[v1.NodeSnapshotRequest, v1.NodeSnapshotResponse](
 			httpClient,
 			baseURL+NodeServiceSnapshotProcedure,
@@ -186,6 +206,12 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("Release")),
 			connect.WithClientOptions(opts...),
 		),
+		extend: connect.NewClient[v1.NodeExtendRequest, v1.NodeExtendResponse](
+			httpClient,
+			baseURL+NodeServiceExtendProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Extend")),
+			connect.WithClientOptions(opts...),
+		),
 		token: connect.NewClient[v1.NodeTokenRequest, v1.NodeTokenResponse](
 			httpClient,
 			baseURL+NodeServiceTokenProcedure,
@@ -202,6 +228,12 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			httpClient,
 			baseURL+NodeServiceInspectProcedure,
 			connect.WithSchema(nodeServiceMethods.ByName("Inspect")),
+			connect.WithClientOptions(opts...),
+		),
+		claimProfile: connect.NewClient[v1.ClaimProfileRequest, v1.ClaimProfileResponse](
+			httpClient,
+			baseURL+NodeServiceClaimProfileProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("ClaimProfile")),
 			connect.WithClientOptions(opts...),
 		),
 		flows: connect.NewClient[v1.FlowsRequest, v1.FlowsResponse](
@@ -256,13 +288,16 @@ type nodeServiceClient struct {
 	list             *connect.Client[v1.NodeListRequest, v1.NodeListResponse]
 	pause            *connect.Client[v1.NodePauseRequest, v1.NodePauseResponse]
 	resume           *connect.Client[v1.NodeResumeRequest, v1.NodeResumeResponse]
+	resize           *connect.Client[v1.NodeResizeRequest, v1.NodeResizeResponse]
 	snapshot         *connect.Client[v1.NodeSnapshotRequest, v1.NodeSnapshotResponse]
 	listSnapshots    *connect.Client[v1.NodeListSnapshotsRequest, v1.NodeListSnapshotsResponse]
 	fork             *connect.Client[v1.NodeForkRequest, v1.NodeForkResponse]
 	release          *connect.Client[v1.NodeReleaseRequest, v1.NodeReleaseResponse]
+	extend           *connect.Client[v1.NodeExtendRequest, v1.NodeExtendResponse]
 	token            *connect.Client[v1.NodeTokenRequest, v1.NodeTokenResponse]
 	inventory        *connect.Client[v1.InventoryRequest, v1.InventoryResponse]
 	inspect          *connect.Client[v1.InspectRequest, v1.InspectResponse]
+	claimProfile     *connect.Client[v1.ClaimProfileRequest, v1.ClaimProfileResponse]
 	flows            *connect.Client[v1.FlowsRequest, v1.FlowsResponse]
 	unsafeOpenIsland *connect.Client[v1.UnsafeOpenIslandRequest, v1.UnsafeOpenIslandResponse]
 	setClasses       *connect.Client[v1.SetClassesRequest, v1.SetClassesResponse]
@@ -317,6 +352,15 @@ func (c *nodeServiceClient) Resume(ctx context.Context, req *v1.NodeResumeReques
 	return nil, err
 }
 
+// Resize calls hearth.v1.NodeService.Resize.
+func (c *nodeServiceClient) Resize(ctx context.Context, req *v1.NodeResizeRequest) (*v1.NodeResizeResponse, error) {
+	response, err := c.resize.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Snapshot calls hearth.v1.NodeService.Snapshot.
 func (c *nodeServiceClient) Snapshot(ctx context.Context, req *v1.NodeSnapshotRequest) (*v1.NodeSnapshotResponse, error) {
 	response, err := c.snapshot.CallUnary(ctx, connect.NewRequest(req))
@@ -353,6 +397,15 @@ func (c *nodeServiceClient) Release(ctx context.Context, req *v1.NodeReleaseRequ
 	return nil, err
 }
 
+// Extend calls hearth.v1.NodeService.Extend.
+func (c *nodeServiceClient) Extend(ctx context.Context, req *v1.NodeExtendRequest) (*v1.NodeExtendResponse, error) {
+	response, err := c.extend.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Token calls hearth.v1.NodeService.Token.
 func (c *nodeServiceClient) Token(ctx context.Context, req *v1.NodeTokenRequest) (*v1.NodeTokenResponse, error) {
 	response, err := c.token.CallUnary(ctx, connect.NewRequest(req))
@@ -374,6 +427,15 @@ func (c *nodeServiceClient) Inventory(ctx context.Context, req *v1.InventoryRequ
 // Inspect calls hearth.v1.NodeService.Inspect.
 func (c *nodeServiceClient) Inspect(ctx context.Context, req *v1.InspectRequest) (*v1.InspectResponse, error) {
 	response, err := c.inspect.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ClaimProfile calls hearth.v1.NodeService.ClaimProfile.
+func (c *nodeServiceClient) ClaimProfile(ctx context.Context, req *v1.ClaimProfileRequest) (*v1.ClaimProfileResponse, error) {
+	response, err := c.claimProfile.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -444,17 +506,24 @@ type NodeServiceHandler interface {
 	List(context.Context, *v1.NodeListRequest) (*v1.NodeListResponse, error)
 	Pause(context.Context, *v1.NodePauseRequest) (*v1.NodePauseResponse, error)
 	Resume(context.Context, *v1.NodeResumeRequest) (*v1.NodeResumeResponse, error)
+	// Resize changes an environment's limits, all or none, whether it runs or not.
+	Resize(context.Context, *v1.NodeResizeRequest) (*v1.NodeResizeResponse, error)
 	Snapshot(context.Context, *v1.NodeSnapshotRequest) (*v1.NodeSnapshotResponse, error)
 	ListSnapshots(context.Context, *v1.NodeListSnapshotsRequest) (*v1.NodeListSnapshotsResponse, error)
 	// Fork snapshots a running environment and claims copies of it.
 	Fork(context.Context, *v1.NodeForkRequest) (*v1.NodeForkResponse, error)
 	Release(context.Context, *v1.NodeReleaseRequest) (*v1.NodeReleaseResponse, error)
+	// Extend sets when the environment ends. The answer's end holds over a crash
+	// of the agent.
+	Extend(context.Context, *v1.NodeExtendRequest) (*v1.NodeExtendResponse, error)
 	// Token replaces the environment's token.
 	Token(context.Context, *v1.NodeTokenRequest) (*v1.NodeTokenResponse, error)
 	// Inventory is everything that the agent owns on this node.
 	Inventory(context.Context, *v1.InventoryRequest) (*v1.InventoryResponse, error)
 	// Inspect is everything that the agent knows of one slot or environment.
 	Inspect(context.Context, *v1.InspectRequest) (*v1.InspectResponse, error)
+	// ClaimProfile is where the newest warm claims spent their time on this node.
+	ClaimProfile(context.Context, *v1.ClaimProfileRequest) (*v1.ClaimProfileResponse, error)
 	Flows(context.Context, *v1.FlowsRequest) (*v1.FlowsResponse, error)
 	// UnsafeOpenIsland lets an environment reach everything, or locks it back to
 	// its policy, so that a test can show that a refused destination would have
@@ -514,6 +583,12 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("Resume")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceResizeHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceResizeProcedure,
+		svc.Resize,
+		connect.WithSchema(nodeServiceMethods.ByName("Resize")),
+		connect.WithHandlerOptions(opts...),
+	)
 	nodeServiceSnapshotHandler := connect.NewUnaryHandlerSimple(
 		NodeServiceSnapshotProcedure,
 		svc.Snapshot,
@@ -538,6 +613,12 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("Release")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceExtendHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceExtendProcedure,
+		svc.Extend,
+		connect.WithSchema(nodeServiceMethods.ByName("Extend")),
+		connect.WithHandlerOptions(opts...),
+	)
 	nodeServiceTokenHandler := connect.NewUnaryHandlerSimple(
 		NodeServiceTokenProcedure,
 		svc.Token,
@@ -554,6 +635,12 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		NodeServiceInspectProcedure,
 		svc.Inspect,
 		connect.WithSchema(nodeServiceMethods.ByName("Inspect")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceClaimProfileHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceClaimProfileProcedure,
+		svc.ClaimProfile,
+		connect.WithSchema(nodeServiceMethods.ByName("ClaimProfile")),
 		connect.WithHandlerOptions(opts...),
 	)
 	nodeServiceFlowsHandler := connect.NewUnaryHandlerSimple(
@@ -610,6 +697,8 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServicePauseHandler.ServeHTTP(w, r)
 		case NodeServiceResumeProcedure:
 			nodeServiceResumeHandler.ServeHTTP(w, r)
+		case NodeServiceResizeProcedure:
+			nodeServiceResizeHandler.ServeHTTP(w, r)
 		case NodeServiceSnapshotProcedure:
 			nodeServiceSnapshotHandler.ServeHTTP(w, r)
 		case NodeServiceListSnapshotsProcedure:
@@ -618,12 +707,16 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceForkHandler.ServeHTTP(w, r)
 		case NodeServiceReleaseProcedure:
 			nodeServiceReleaseHandler.ServeHTTP(w, r)
+		case NodeServiceExtendProcedure:
+			nodeServiceExtendHandler.ServeHTTP(w, r)
 		case NodeServiceTokenProcedure:
 			nodeServiceTokenHandler.ServeHTTP(w, r)
 		case NodeServiceInventoryProcedure:
 			nodeServiceInventoryHandler.ServeHTTP(w, r)
 		case NodeServiceInspectProcedure:
 			nodeServiceInspectHandler.ServeHTTP(w, r)
+		case NodeServiceClaimProfileProcedure:
+			nodeServiceClaimProfileHandler.ServeHTTP(w, r)
 		case NodeServiceFlowsProcedure:
 			nodeServiceFlowsHandler.ServeHTTP(w, r)
 		case NodeServiceUnsafeOpenIslandProcedure:
@@ -667,6 +760,10 @@ func (UnimplementedNodeServiceHandler) Resume(context.Context, *v1.NodeResumeReq
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hearth.v1.NodeService.Resume is not implemented"))
 }
 
+func (UnimplementedNodeServiceHandler) Resize(context.Context, *v1.NodeResizeRequest) (*v1.NodeResizeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hearth.v1.NodeService.Resize is not implemented"))
+}
+
 func (UnimplementedNodeServiceHandler) Snapshot(context.Context, *v1.NodeSnapshotRequest) (*v1.NodeSnapshotResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hearth.v1.NodeService.Snapshot is not implemented"))
 }
@@ -683,6 +780,10 @@ func (UnimplementedNodeServiceHandler) Release(context.Context, *v1.NodeReleaseR
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hearth.v1.NodeService.Release is not implemented"))
 }
 
+func (UnimplementedNodeServiceHandler) Extend(context.Context, *v1.NodeExtendRequest) (*v1.NodeExtendResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hearth.v1.NodeService.Extend is not implemented"))
+}
+
 func (UnimplementedNodeServiceHandler) Token(context.Context, *v1.NodeTokenRequest) (*v1.NodeTokenResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hearth.v1.NodeService.Token is not implemented"))
 }
@@ -693,6 +794,10 @@ func (UnimplementedNodeServiceHandler) Inventory(context.Context, *v1.InventoryR
 
 func (UnimplementedNodeServiceHandler) Inspect(context.Context, *v1.InspectRequest) (*v1.InspectResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hearth.v1.NodeService.Inspect is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) ClaimProfile(context.Context, *v1.ClaimProfileRequest) (*v1.ClaimProfileResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hearth.v1.NodeService.ClaimProfile is not implemented"))
 }
 
 func (UnimplementedNodeServiceHandler) Flows(context.Context, *v1.FlowsRequest) (*v1.FlowsResponse, error) {

@@ -1,0 +1,13 @@
+package config
+
+import (
+	"hearth/api/v1alpha1"
+	"hearth/internal/env"
+)
+
+func warmOf(w v1alpha1.Warm) env.WarmPolicy {
+	return env.WarmPolicy{
+		Slots: int(w.Slots), MaxAge: duration(w.MaxAge),
+		CheckEvery: duration(w.CheckEvery), RollEvery: duration(w.RollEvery), Deflate: w.Deflate,
+	}
+}
