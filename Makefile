@@ -268,14 +268,17 @@ demo: need-root deps build image demo-programs ## run the main job end to end in
 demo-stop: need-root ## end a demo that KEEP=1 left running
 	@if [ -x $(RUNTIME)/demo ]; then $(RUNTIME)/demo stop; else echo 'demo: none was started from this tree'; fi
 
-BENCH_CLAIM ?= $(GO) test -run '^$$' -bench . -timeout 20m ./test/bench
+BENCH_CLAIM ?= $(GO) test -run '^$$' -bench 'Claim|NodeCall|Containerd' -timeout 20m ./test/bench
 
 # Everything that is not a result goes to standard error.
 BENCH_LINES = awk '/^Benchmark/ { print; fflush(); next } { print > "/dev/stderr" }'
 
-.PHONY: bench-claim bench-snapshot bench-island bench-detect bench-disk bench-exec
+.PHONY: bench-claim bench-density bench-snapshot bench-island bench-detect bench-disk bench-exec
 bench-claim: need-root deps build image demo-programs ## benchmark claims beside containerd; prints only benchmark lines
 	@$(BENCH_CLAIM) | $(BENCH_LINES)
+
+bench-density: need-root deps build image demo-programs ## measure what 200 idle environments cost beside what they do
+	@$(GO) test -run '^$$' -bench Density -timeout 15m ./test/bench | $(BENCH_LINES)
 
 bench-snapshot: ## benchmark the snapshot store: chunking, capture, restore
 	@$(GO) test -run '^$$' -bench . ./internal/snapshot | $(BENCH_LINES)
