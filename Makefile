@@ -273,12 +273,15 @@ BENCH_CLAIM ?= $(GO) test -run '^$$' -bench 'Claim|NodeCall|Containerd' -timeout
 # Everything that is not a result goes to standard error.
 BENCH_LINES = awk '/^Benchmark/ { print; fflush(); next } { print > "/dev/stderr" }'
 
-.PHONY: bench-claim bench-density bench-snapshot bench-island bench-detect bench-disk bench-exec
+.PHONY: bench-claim bench-density bench-neighbours bench-snapshot bench-island bench-detect bench-disk bench-exec
 bench-claim: need-root deps build image demo-programs ## benchmark claims beside containerd; prints only benchmark lines
 	@$(BENCH_CLAIM) | $(BENCH_LINES)
 
 bench-density: need-root deps build image demo-programs ## measure what 200 idle environments cost beside what they do
 	@$(GO) test -run '^$$' -bench Density -timeout 15m ./test/bench | $(BENCH_LINES)
+
+bench-neighbours: need-root deps build image demo-programs ## claims and commands beside an environment that forks, hogs, fills and spins
+	@$(GO) test -run '^$$' -bench Neighbours -timeout 15m ./test/bench | $(BENCH_LINES)
 
 bench-snapshot: ## benchmark the snapshot store: chunking, capture, restore
 	@$(GO) test -run '^$$' -bench . ./internal/snapshot | $(BENCH_LINES)
