@@ -105,6 +105,7 @@ func (c *clients) limit(b *testing.B, slots int) {
 		}
 	}
 	c.settle(b)
+	time.Sleep(heard)
 }
 
 // rounds calls one for each iteration of b, with the number of the iteration, and
