@@ -6,6 +6,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -57,13 +58,16 @@ func (s *shims) delete(ctx context.Context, runtime *ctrd.Runtime, slot env.Slot
 	return err
 }
 
-// slots returns the slots for which the shims were started that look found.
+// slots returns the slots for which shims were started that look found, and that
+// have nothing to keep.
 func (s *shims) slots() []env.SlotID {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := make([]env.SlotID, 0, len(s.found))
-	for slot := range s.found {
-		out = append(out, slot)
+	for slot, pid := range s.found {
+		if !keepsAny(pid) {
+			out = append(out, slot)
+		}
 	}
 	return out
 }
@@ -107,6 +111,20 @@ func (s *shims) sameSocket(dir string) bool {
 // shimGrace is how long a shim may take to end after its task was deleted.
 const shimGrace = 500 * time.Millisecond
 
+// keepsAny reports whether a shim has a container's process. A shim that was started
+// again in the place of one that died has the name of another slot than its
+// containers say, so its name alone condemns nothing. What cannot be read has one.
+func keepsAny(pid int) bool {
+	tasks, err := filepath.Glob("/proc/" + strconv.Itoa(pid) + "/task/*/children")
+	if err != nil || len(tasks) == 0 {
+		return unix.Kill(pid, 0) == nil
+	}
+	return slices.ContainsFunc(tasks, func(file string) bool {
+		b, err := os.ReadFile(file)
+		return err == nil && len(b) > 0
+	})
+}
+
 // end waits for a shim without containers, if look saw it, and kills it if it does
 // not end.
 func (s *shims) end(slot env.SlotID) {
@@ -126,7 +144,7 @@ func (s *shims) end(slot env.SlotID) {
 		return // the pid is another's now
 	}
 	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	if n, err := unix.Poll(fds, int(shimGrace.Milliseconds())); err == nil && n == 0 {
+	if n, err := unix.Poll(fds, int(shimGrace.Milliseconds())); err == nil && n == 0 && !keepsAny(pid) {
 		_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) // it may have ended just now
 	}
 }

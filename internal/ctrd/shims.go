@@ -35,9 +35,10 @@ type shims struct {
 // shim is one, as far as it matters to who comes and goes.
 type shim struct {
 	leader env.SlotID
-	// open lets others in: its leader's task was made, and nothing has failed since.
-	// Before, another one would start a second shim.
+	// open lets others in: its leader's task was made. Before, another one would
+	// start a second shim.
 	open    bool
+	failed  bool          // a container could not be made in it: it is closed for good
 	members int           // whose deletion has not begun
 	joining int           // of them, those that are being created
 	settled chan struct{} // closed when joining falls to 0; nil if nobody waits
@@ -76,7 +77,7 @@ func (s *shims) join(slot env.SlotID) (leader env.SlotID, made func(ok bool)) {
 	defer s.mu.Unlock()
 	var g *shim
 	for _, other := range s.leaders {
-		if other.open && other.members < s.most && (g == nil || other.members > g.members) {
+		if other.open && !other.failed && other.members < s.most && (g == nil || other.members > g.members) {
 			g = other
 		}
 	}
@@ -92,7 +93,7 @@ func (s *shims) join(slot env.SlotID) (leader env.SlotID, made func(ok bool)) {
 func (s *shims) made(g *shim, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	g.open = ok
+	g.open, g.failed = g.open || ok, g.failed || !ok
 	if g.joining--; g.joining == 0 && g.settled != nil {
 		close(g.settled)
 		g.settled = nil

@@ -79,6 +79,19 @@ func TestAFailureClosesAShimForOthers(t *testing.T) {
 	}
 }
 
+func TestAShimThatHasFailedStaysClosed(t *testing.T) {
+	s := newShims(8)
+	_, made := s.join("s-0")
+	made(true)
+	_, fails := s.join("s-1")
+	_, works := s.join("s-2")
+	fails(false)
+	works(true)
+	if leader, _ := s.join("s-3"); leader != "s-3" {
+		t.Errorf("s-3 joins %s, in which one could not be made", leader)
+	}
+}
+
 func TestTheLastContainerWaitsForThoseThatComeIntoItsShim(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newShims(8)

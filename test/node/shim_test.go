@@ -74,3 +74,42 @@ func TestNodeAShimsDeathEndsItsSlotsAndNoOthers(t *testing.T) {
 	}
 	a.poolFull(t)
 }
+
+// A shim that dies while environments of its own are still listed is succeeded by
+// one with another name, which the sweep for lost shims must not take for one.
+func TestNodeAShimThatSucceedsADeadOneIsNotTakenForALostOne(t *testing.T) {
+	a := node(t)
+	a.poolFull(t)
+	failed := a.claim(t, "web")
+	ok(t, syscall.Kill(shimOf(t, failed), syscall.SIGKILL))
+	eventually(t, 20*time.Second, func() error {
+		if e := a.get(t, failed.ID()); e.GetPhase() != hearthv1.Phase_PHASE_FAILED {
+			return fmt.Errorf("the environment of the dead shim is %s", e.GetPhase())
+		}
+		return nil
+	})
+	a.poolFull(t)
+	// Two in the successor; the one that it was started for goes.
+	shims := map[int][]stage.Claimed{}
+	var all []stage.Claimed
+	for range warm {
+		c := a.claim(t, "web")
+		all, shims[shimOf(t, c)] = append(all, c), append(shims[shimOf(t, c)], c)
+	}
+	var stay []stage.Claimed
+	for _, list := range shims {
+		a.release(t, list[0])
+		stay = append(stay, list[1:]...)
+	}
+	a.kill(t) // the next one sweeps as it starts
+	a.up(t)
+	for _, c := range stay {
+		a.alive(t, c)
+	}
+	if len(stay) == 0 {
+		t.Errorf("%d environments are in %d shims: nothing was shown", len(all), len(shims))
+	}
+	for _, c := range append(stay, failed) {
+		a.release(t, c)
+	}
+}
