@@ -82,8 +82,8 @@ func (t bearer) RoundTrip(r *http.Request) (*http.Response, error) {
 // filling is how long a pool of poolSize may take to be full.
 const filling = 5 * time.Minute
 
-// settle ends the environments and waits until the pool is full again and nothing is
-// prepared any more.
+// settle ends the environments and waits until the pool is full again, nothing is
+// prepared any more, and the controller knows.
 func (c *clients) settle(b *testing.B, ids ...string) {
 	b.Helper()
 	for _, id := range ids {
@@ -94,7 +94,11 @@ func (c *clients) settle(b *testing.B, ids ...string) {
 	if _, err := c.stage.Node.PoolFull(filling); err != nil {
 		b.Fatal(err)
 	}
+	time.Sleep(heard)
 }
+
+// heard is when the controller knows of a full pool: with the next heartbeat.
+const heard = 3 * time.Second
 
 // limit lets the node have so many slots, and waits until its pool is full.
 func (c *clients) limit(b *testing.B, slots int) {
@@ -105,7 +109,6 @@ func (c *clients) limit(b *testing.B, slots int) {
 		}
 	}
 	c.settle(b)
-	time.Sleep(heard)
 }
 
 // rounds calls one for each iteration of b, with the number of the iteration, and
