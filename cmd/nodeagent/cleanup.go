@@ -9,8 +9,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -212,26 +210,31 @@ func (c *cleaning) each(ctx context.Context, tree *cgroups.Tree, f func(context.
 	return errors.Join(errs...)
 }
 
-// records deletes what containerd has of every slot, and ends lost shims.
+// records deletes what containerd has of every slot, and then ends the shims that
+// are left: one that is killed before, with dead containers in it, has containerd
+// tidy up after it for longer than containerd itself is there.
 func (c *cleaning) records(ctx context.Context, runtime *ctrd.Runtime) error {
-	shims := &shims{namespace: c.cfg.Containerd.Namespace, address: containerdSocket(c.cfg)}
-	shims.look()
 	list, err := runtime.List(ctx)
 	errs := []error{err}
-	slots := shims.slots()
 	for _, container := range list {
-		slots = append(slots, container.Slot)
-	}
-	slices.SortFunc(slots, func(a, b env.SlotID) int { return strings.Compare(string(a), string(b)) })
-	for _, slot := range slices.Compact(slots) {
-		err := c.bounded(ctx, func(ctx context.Context) error { return shims.delete(ctx, runtime, slot) })
+		err := c.bounded(ctx, func(ctx context.Context) error { return runtime.Delete(ctx, container.Slot) })
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		c.say("slot " + string(slot))
+		c.say("slot " + string(container.Slot))
 	}
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	shims := &shims{namespace: c.cfg.Containerd.Namespace, address: containerdSocket(c.cfg)}
+	shims.look()
+	for _, slot := range shims.slots() {
+		if shims.end(slot) {
+			c.say("lost shim of slot " + string(slot))
+		}
+	}
+	return nil
 }
 
 func (c *cleaning) bounded(ctx context.Context, f func(context.Context) error) error {

@@ -126,25 +126,26 @@ func keepsAny(pid int) bool {
 }
 
 // end waits for a shim without containers, if look saw it, and kills it if it does
-// not end.
-func (s *shims) end(slot env.SlotID) {
+// not end, which it reports.
+func (s *shims) end(slot env.SlotID) (killed bool) {
 	s.mu.Lock()
 	pid, ok := s.found[slot]
 	delete(s.found, slot)
 	s.mu.Unlock()
 	if !ok {
-		return
+		return false
 	}
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		return // gone
+		return false // gone
 	}
 	defer unix.Close(fd)
 	if now, ok := s.slotOf(pid); !ok || now != slot {
-		return // the pid is another's now
+		return false // the pid is another's now
 	}
 	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	if n, err := unix.Poll(fds, int(shimGrace.Milliseconds())); err == nil && n == 0 && !keepsAny(pid) {
-		_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) // it may have ended just now
+	if n, err := unix.Poll(fds, int(shimGrace.Milliseconds())); err != nil || n > 0 || keepsAny(pid) {
+		return false
 	}
+	return unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) == nil // it may have ended just now
 }

@@ -1,13 +1,16 @@
 package node
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
+	hearthv1 "hearth/api/hearth/v1"
 	"hearth/test/stage"
 )
 
@@ -47,8 +50,8 @@ func TestNodeCleanupRemovesEverythingWhateverTheStateSays(t *testing.T) {
 		t.Fatalf("image import: exit %d: %s", code, out)
 	}
 	a.up(t)
-	a.poolFull(t)
-	running, frozen := a.claim(t, "bare"), a.claim(t, "bare")
+	failed, running := a.succeeded(t, "bare")
+	frozen := a.claim(t, "bare")
 	_, err := a.Hearthctl.Run("pause", frozen.ID())
 	ok(t, err)
 	_, err = a.Hearthctl.Sh(running, "mkdir -p /workspace/a && echo x > /workspace/a/b")
@@ -63,7 +66,10 @@ func TestNodeCleanupRemovesEverythingWhateverTheStateSays(t *testing.T) {
 	if code != 0 {
 		t.Fatalf("cleanup: exit %d: %s", code, out)
 	}
-	holds(t, out, "removed slot "+running.Environment.Slot, "removed slot "+frozen.Environment.Slot,
+	if strings.Contains(out, "lost shim") {
+		t.Errorf("a shim was killed that ends by itself: %s", out)
+	}
+	holds(t, out, "removed slot "+running.Environment.Slot, "removed slot "+frozen.Environment.Slot, "removed slot "+failed.Environment.Slot,
 		"removed nft table ip hearth-"+gone, "removed pins in", "removed "+state)
 	for _, c := range []stage.Claimed{running, frozen} {
 		if runs(c.Environment.PID) {
@@ -76,6 +82,39 @@ func TestNodeCleanupRemovesEverythingWhateverTheStateSays(t *testing.T) {
 		t.Errorf("cleanup of nothing: exit %d: %s", code, out)
 	}
 	a.nothing(t)
+}
+
+// succeeded claims two environments: the first failed as its shim was killed; the
+// second is in the shim that was started in its place, and whose name is of a slot
+// that is gone.
+func (a *agent) succeeded(t *testing.T, class string) (failed, running stage.Claimed) {
+	t.Helper()
+	a.poolFull(t)
+	failed = a.claim(t, class)
+	ok(t, syscall.Kill(shimOf(t, failed), syscall.SIGKILL))
+	eventually(t, 20*time.Second, func() error {
+		if e := a.get(t, failed.ID()); e.GetPhase() != hearthv1.Phase_PHASE_FAILED {
+			return fmt.Errorf("environment %s of the dead shim is %s", failed.ID(), e.GetPhase())
+		}
+		return nil
+	})
+	a.poolFull(t)
+	first, second := a.claim(t, class), a.claim(t, class)
+	shim := shimOf(t, first)
+	if other := shimOf(t, second); other != shim {
+		t.Fatalf("two slots are in shims %d and %d", shim, other)
+	}
+	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", shim))
+	ok(t, err)
+	named := func(c stage.Claimed) bool { return strings.Contains(string(cmdline), c.Environment.Slot) }
+	if named(second) {
+		first, second = second, first
+	}
+	if !named(first) || named(second) {
+		t.Fatalf("shim %q of slots %s and %s", cmdline, first.Environment.Slot, second.Environment.Slot)
+	}
+	a.release(t, first)
+	return failed, second
 }
 
 // nothing looks for whatever carries the instance's name.
