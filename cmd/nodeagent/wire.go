@@ -361,7 +361,6 @@ func islandConfig(cfg config.Agent) netpol.Config {
 	c.Instance, c.LinkPrefix, c.InitPath = cfg.Instance, cfg.Network.LinkPrefix, cfg.InitPath
 	c.PinDir = filepath.Join("/sys/fs/bpf", cfg.Instance)
 	c.Pool, c.ExtraRefused, c.Resolvers = cfg.Network.Pool, cfg.Network.Refused, cfg.Network.ResolverAddrs()
-	c.MaxIslands = cfg.Limits.Slots
 	c.UnsafeAllowOpen = cfg.Network.UnsafeOpenSwitch
 	return c
 }

@@ -123,6 +123,7 @@ func TestBadAgentFilesNameLineKeyAndMend(t *testing.T) {
 		"number for text":       {"instance: 12\n", []string{":1:", `want text, have the number 12: write "12" in quotes`}},
 		"yes for text":          {"node: yes\n", []string{"want text", "in quotes"}},
 		"text for number":       {"limits: {slots: many}\n", []string{"limits.slots: want a whole number, have \"many\""}},
+		"slots beyond the maps": {"limits: {slots: 5000}\nids: {count: 8000}\n", []string{"limits.slots", "at most 4096"}},
 		"negative count":        {"ids: {count: -1}\n", []string{"not negative"}},
 		"list for keys":         {"limits: [1]\n", []string{"limits: want keys and values, have a list"}},
 		"keys for list":         {"network: {refused: {a: b}}\n", []string{"network.refused: want a list, have keys and values"}},

@@ -18,6 +18,9 @@ const (
 	maxLinkPrefix = 5
 	// maxIDRanges keeps every range below 2^31 and above the host's own users.
 	maxIDRanges = 32000
+	// maxNodeSlots is what the kernel maps of islands and sensors have room for. They
+	// are pinned, so their size is no setting: it could not change under environments.
+	maxNodeSlots = 4096
 	// maxSocketPath is the size of sun_path less its end (unix(7)).
 	maxSocketPath = 107
 )
@@ -150,6 +153,9 @@ func (i IDs) validate(l *faultList) {
 func (m Limits) validate(l *faultList, ids IDs) {
 	if m.Slots < 0 {
 		l.addf("limits.slots", "%d is negative", m.Slots)
+	}
+	if m.Slots > maxNodeSlots {
+		l.addf("limits.slots", "%d is more than a node has room for: at most %d", m.Slots, maxNodeSlots)
 	}
 	if m.Slots > int(ids.Count) {
 		l.addf("limits.slots", "%d slots need as many id ranges, and ids.count is %d: raise it", m.Slots, ids.Count)

@@ -180,7 +180,7 @@ func full(name string, err error) error {
 		return nil
 	}
 	if isFull(err) {
-		return fmt.Errorf("%w: the kernel map of %s is full: release environments, or raise the number of islands", env.ErrExhausted, name)
+		return fmt.Errorf("%w: the kernel map of %s is full: release environments; if limits.slots is not reached, an earlier version made it smaller: clean the instance up once it is empty", env.ErrExhausted, name)
 	}
 	return fmt.Errorf("write kernel map of %s: %w", name, err)
 }

@@ -20,20 +20,36 @@ import (
 // goroutine or two between a caller and its connection, in each direction; where a
 // call takes less than a millisecond, waking those is most of it.
 type unary struct {
-	dial func(context.Context) (net.Conn, error)
+	// dial connects to a host and port.
+	dial func(ctx context.Context, host string) (net.Conn, error)
+	// most is how many connections to a host are open at once; a call beyond them is
+	// errBusy. So is one that would have to wait for a connection while another is
+	// being made: bursts share what is there. 0 is no bound.
+	most int
 
-	mu   sync.Mutex // guards idle
-	idle []*line    // the most recently used last
+	mu    sync.Mutex // guards hosts
+	hosts map[string]*lines
 }
 
-// maxIdle is how many connections are kept for further calls.
+// errBusy refuses a call before anything of it was sent.
+var errBusy = errors.New("every connection has a call")
+
+// lines are the connections to one host.
+type lines struct {
+	idle   []*line // the most recently used last
+	open   int     // with those that have a call, and the one that is being made
+	making bool
+}
+
+// maxIdle is how many connections to a host are kept for further calls.
 const maxIdle = 4
 
 // line is one connection and its buffers.
 type line struct {
 	net.Conn
-	r *bufio.Reader
-	w *bufio.Writer
+	of *lines
+	r  *bufio.Reader
+	w  *bufio.Writer
 }
 
 // lineBuffer holds the head of a request or an answer, and most bodies.
@@ -42,7 +58,10 @@ const lineBuffer = 16 << 10
 // RoundTrip implements http.RoundTripper. A call that fails is never repeated: its
 // server may have begun.
 func (u *unary) RoundTrip(r *http.Request) (*http.Response, error) {
-	l, err := u.take(r.Context())
+	l, err := u.take(r.Context(), r.URL.Host)
+	if errors.Is(err, errBusy) {
+		return nil, err
+	}
 	if err != nil {
 		closeBody(r)
 		return nil, err
@@ -51,7 +70,7 @@ func (u *unary) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp, err := l.call(r)
 	if err != nil {
 		interrupt()
-		_ = l.Close()
+		u.drop(l)
 		return nil, fmt.Errorf("%w: %w", cause(r.Context(), err), err)
 	}
 	resp.Body = &answer{ReadCloser: resp.Body, unary: u, line: l, interrupt: interrupt, last: resp.Close}
@@ -92,50 +111,91 @@ func closeBody(r *http.Request) {
 }
 
 // take is an idle connection whose peer is still there, or a new one.
-func (u *unary) take(ctx context.Context) (*line, error) {
+func (u *unary) take(ctx context.Context, host string) (*line, error) {
 	for {
-		u.mu.Lock()
-		n := len(u.idle)
-		if n == 0 {
-			u.mu.Unlock()
-			break
+		l, of, err := u.next(host)
+		if err != nil {
+			return nil, err
 		}
-		l := u.idle[n-1]
-		u.idle = u.idle[:n-1]
-		u.mu.Unlock()
+		if l == nil {
+			return u.make(ctx, host, of)
+		}
 		if !hungUp(l.Conn) {
 			return l, nil
 		}
-		_ = l.Close()
+		u.drop(l)
 	}
-	c, err := u.dial(ctx)
+}
+
+// next is an idle connection, or else room for one that the caller is to make.
+func (u *unary) next(host string) (*line, *lines, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.hosts == nil {
+		u.hosts = map[string]*lines{}
+	}
+	of := u.hosts[host]
+	if of == nil {
+		of = &lines{}
+		u.hosts[host] = of
+	}
+	if n := len(of.idle); n > 0 {
+		l := of.idle[n-1]
+		of.idle = of.idle[:n-1]
+		return l, of, nil
+	}
+	if u.most > 0 && (of.making || of.open >= u.most) {
+		return nil, nil, errBusy
+	}
+	of.open++
+	of.making = true
+	return nil, of, nil
+}
+
+func (u *unary) make(ctx context.Context, host string, of *lines) (*line, error) {
+	c, err := u.dial(ctx, host)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	of.making = false
 	if err != nil {
+		of.open--
 		return nil, err
 	}
-	return &line{Conn: c, r: bufio.NewReaderSize(c, lineBuffer), w: bufio.NewWriterSize(c, lineBuffer)}, nil
+	return &line{Conn: c, of: of, r: bufio.NewReaderSize(c, lineBuffer), w: bufio.NewWriterSize(c, lineBuffer)}, nil
 }
 
 // put keeps a connection whose answer was read to its end.
 func (u *unary) put(l *line) {
 	u.mu.Lock()
-	if len(u.idle) < maxIdle {
-		u.idle = append(u.idle, l)
-		l = nil
+	kept := len(l.of.idle) < maxIdle
+	if kept {
+		l.of.idle = append(l.of.idle, l)
 	}
 	u.mu.Unlock()
-	if l != nil {
-		_ = l.Close()
+	if !kept {
+		u.drop(l)
 	}
+}
+
+// drop ends a connection that is not idle.
+func (u *unary) drop(l *line) {
+	_ = l.Close()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	l.of.open--
 }
 
 // CloseIdleConnections is what http.Client's does.
 func (u *unary) CloseIdleConnections() {
 	u.mu.Lock()
-	idle := u.idle
-	u.idle = nil
+	var idle []*line
+	for _, of := range u.hosts {
+		idle = append(idle, of.idle...)
+		of.idle = nil
+	}
 	u.mu.Unlock()
 	for _, l := range idle {
-		_ = l.Close()
+		u.drop(l)
 	}
 }
 
@@ -170,18 +230,23 @@ func (a *answer) end(whole bool) {
 			a.unary.put(a.line)
 			return
 		}
-		_ = a.line.Close()
+		a.unary.drop(a.line)
 	})
 }
 
-// byKind sends streams, which need both directions at once, another way than calls.
+// byKind sends streams, which need both directions at once, another way than calls,
+// and calls too if there are more at once than have connections.
 type byKind struct{ calls, streams http.RoundTripper }
 
 func (k byKind) RoundTrip(r *http.Request) (*http.Response, error) {
 	if streams(r) || r.ContentLength < 0 {
 		return k.streams.RoundTrip(r)
 	}
-	return k.calls.RoundTrip(r)
+	resp, err := k.calls.RoundTrip(r)
+	if errors.Is(err, errBusy) {
+		return k.streams.RoundTrip(r)
+	}
+	return resp, err
 }
 
 func (k byKind) CloseIdleConnections() {
