@@ -51,7 +51,7 @@ type inCluster struct {
 // again when it is started anew.
 func serveInCluster(ctx context.Context, log *slog.Logger, cfg config.Controller, k config.Kubernetes) error {
 	kube.LogTo(log)
-	client, err := kube.Open(kube.Config{Kubeconfig: k.Kubeconfig, UserAgent: "hearth-controller/" + version})
+	client, err := kube.Open(kube.Config{Kubeconfig: k.Kubeconfig, UserAgent: "hearth-controller/" + version, Writes: rpc.Writes})
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,9 @@
 package kube
 
 import (
+	"crypto/tls"
 	"fmt"
+	"net/http"
 	"sync/atomic"
 	"time"
 
@@ -26,6 +28,9 @@ type Config struct {
 	Kubeconfig string
 	// UserAgent names this program in the API server's logs.
 	UserAgent string
+	// Writes is how objects are written, if it is not nil: to a server that speaks
+	// TLS as said, everything else by rest.
+	Writes func(c *tls.Config, rest http.RoundTripper) http.RoundTripper
 }
 
 // Client reaches one API server. Making it connects to nothing.
@@ -51,10 +56,10 @@ func openWith(cfg Config, edit func(*rest.Config)) (*Client, error) {
 	}
 	edit(rc)
 	rc.UserAgent = cfg.UserAgent
-	return newClient(rc)
+	return newClient(rc, cfg.Writes)
 }
 
-func newClient(rc *rest.Config) (*Client, error) {
+func newClient(rc *rest.Config, writes func(*tls.Config, http.RoundTripper) http.RoundTripper) (*Client, error) {
 	// The server shares itself out by priority and fairness; a limit here would
 	// only delay claims.
 	rc.QPS, rc.Burst = -1, 0
@@ -70,6 +75,15 @@ func newClient(rc *rest.Config) (*Client, error) {
 	gv := v1alpha1.GroupVersion()
 	ours.GroupVersion, ours.APIPath = &gv, "/apis"
 	ours.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	if writes != nil && isDirect(ours) {
+		over, err := rest.TLSConfigFor(ours)
+		if err != nil {
+			return nil, fmt.Errorf("%w: kubernetes client: %s", env.ErrInvalid, err)
+		}
+		if over != nil { // not plain HTTP
+			ours.Wrap(func(rest http.RoundTripper) http.RoundTripper { return writes(over, rest) })
+		}
+	}
 	hearth, err := rest.RESTClientFor(ours)
 	if err != nil {
 		return nil, fmt.Errorf("%w: kubernetes client: %s", env.ErrInvalid, err)
@@ -79,6 +93,20 @@ func newClient(rc *rest.Config) (*Client, error) {
 		func() *v1alpha1.EnvironmentClass { return &v1alpha1.EnvironmentClass{} },
 		func() *v1alpha1.EnvironmentClassList { return &v1alpha1.EnvironmentClassList{} })
 	return c, nil
+}
+
+// isDirect reports whether nothing but the network is between this process and the
+// server.
+func isDirect(rc *rest.Config) bool {
+	if rc.Transport != nil || rc.Dial != nil || rc.Proxy != nil {
+		return false
+	}
+	u, _, err := rest.DefaultServerUrlFor(rc)
+	if err != nil {
+		return false
+	}
+	proxy, err := http.ProxyFromEnvironment(&http.Request{URL: u})
+	return err == nil && proxy == nil
 }
 
 func restConfig(cfg Config) (*rest.Config, error) {

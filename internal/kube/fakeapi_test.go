@@ -41,7 +41,7 @@ func newFakeAPI() *fakeAPI { return &fakeAPI{objects: map[string]*v1alpha1.Envir
 // client is one that has no network.
 func (a *fakeAPI) client(tb testing.TB) *Client {
 	tb.Helper()
-	c, err := newClient(&rest.Config{Host: "http://api.test", Transport: a})
+	c, err := newClient(&rest.Config{Host: "http://api.test", Transport: a}, nil)
 	if err != nil {
 		tb.Fatal(err)
 	}

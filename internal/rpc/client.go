@@ -46,6 +46,14 @@ func TLSClient(cfg *tls.Config) *http.Client {
 	return &http.Client{Transport: byKind{calls: &unary{dial: dialTLS(d, cfg), most: tlsLines}, streams: cutting{t}}}
 }
 
+// Writes sends requests that change something to a server that speaks TLS as cfg
+// says, as TLSClient sends calls. Every other request goes by rest, and so do those
+// for which there is no connection.
+func Writes(cfg *tls.Config, rest http.RoundTripper) http.RoundTripper {
+	d := &net.Dialer{Timeout: 5 * time.Second, KeepAlive: 15 * time.Second}
+	return writes{calls: &unary{dial: dialTLS(d, cfg), most: tlsLines}, rest: rest}
+}
+
 // dialTLS makes connections for HTTP/1.1.
 func dialTLS(d *net.Dialer, cfg *tls.Config) func(ctx context.Context, host string) (net.Conn, error) {
 	cfg = cfg.Clone()

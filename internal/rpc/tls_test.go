@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	hearthv1 "hearth/api/hearth/v1"
 	"hearth/internal/env"
 	"hearth/internal/rpc/pki"
@@ -126,7 +128,7 @@ func TestTLSCallsAfterRefusedHandshakesHaveConnectionsAgain(t *testing.T) {
 		return nil
 	}
 	calls := &unary{dial: dialTLS(&net.Dialer{}, cfg), most: tlsLines}
-	c := clientOf(&http.Client{Transport: calls}, "https://"+addr)
+	c := clientOf(&http.Client{Transport: byKind{calls: calls}}, "https://"+addr)
 	defer calls.CloseIdleConnections()
 	for range 2 * tlsLines {
 		if err := c.get(t.Context()); !errors.Is(err, refused) {
@@ -140,4 +142,42 @@ func TestTLSCallsAfterRefusedHandshakesHaveConnectionsAgain(t *testing.T) {
 	if open := calls.hosts[addr].open; open != 1 {
 		t.Errorf("%d connections are counted as open", open)
 	}
+}
+
+// A writer of which the server speaks no HTTP/1.1 uses what it has.
+func TestWritesGoTheOtherWayIfThereIsNoConnection(t *testing.T) {
+	_, addr, cfg := tlsService(t)
+	broken := cfg.Clone()
+	broken.VerifyConnection = func(tls.ConnectionState) error { return errors.New("not this one") }
+	whole := TLSClient(cfg)
+	t.Cleanup(whole.CloseIdleConnections)
+	rest := &seen{next: whole.Transport}
+	h := &http.Client{Transport: Writes(broken, rest)}
+	if err := clientOf(h, "https://"+addr).get(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.Transport = Writes(cfg, rest)
+	t.Cleanup(h.CloseIdleConnections)
+	if err := clientOf(h, "https://"+addr).get(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r, err := h.Get("https://" + addr + "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = r.Body.Close()
+	if diff := cmp.Diff([]string{http.MethodPost, http.MethodGet}, rest.methods); diff != "" {
+		t.Error("the other way had: ", diff)
+	}
+}
+
+// seen notes what is sent.
+type seen struct {
+	next    http.RoundTripper
+	methods []string
+}
+
+func (s *seen) RoundTrip(r *http.Request) (*http.Response, error) {
+	s.methods = append(s.methods, r.Method)
+	return s.next.RoundTrip(r)
 }

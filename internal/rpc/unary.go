@@ -55,26 +55,23 @@ type line struct {
 // lineBuffer holds the head of a request or an answer, and most bodies.
 const lineBuffer = 16 << 10
 
-// RoundTrip implements http.RoundTripper. A call that fails is never repeated: its
-// server may have begun.
-func (u *unary) RoundTrip(r *http.Request) (*http.Response, error) {
+// try makes the call, if there is a connection for it. If none of it was sent its
+// body is untouched, and err says why. A call that was sent and fails is never
+// repeated: its server may have begun.
+func (u *unary) try(r *http.Request) (resp *http.Response, sent bool, err error) {
 	l, err := u.take(r.Context(), r.URL.Host)
-	if errors.Is(err, errBusy) {
-		return nil, err
-	}
 	if err != nil {
-		closeBody(r)
-		return nil, err
+		return nil, false, err
 	}
 	interrupt := context.AfterFunc(r.Context(), func() { _ = l.SetDeadline(time.Unix(1, 0)) })
-	resp, err := l.call(r)
+	resp, err = l.call(r)
 	if err != nil {
 		interrupt()
 		u.drop(l)
-		return nil, fmt.Errorf("%w: %w", cause(r.Context(), err), err)
+		return nil, true, fmt.Errorf("%w: %w", cause(r.Context(), err), err)
 	}
 	resp.Body = &answer{ReadCloser: resp.Body, unary: u, line: l, interrupt: interrupt, last: resp.Close}
-	return resp, nil
+	return resp, true, nil
 }
 
 // cause is what ended a call that has no answer.
@@ -236,23 +233,53 @@ func (a *answer) end(whole bool) {
 
 // byKind sends streams, which need both directions at once, another way than calls,
 // and calls too if there are more at once than have connections.
-type byKind struct{ calls, streams http.RoundTripper }
+type byKind struct {
+	calls   *unary
+	streams http.RoundTripper
+}
 
 func (k byKind) RoundTrip(r *http.Request) (*http.Response, error) {
 	if streams(r) || r.ContentLength < 0 {
 		return k.streams.RoundTrip(r)
 	}
-	resp, err := k.calls.RoundTrip(r)
-	if errors.Is(err, errBusy) {
+	resp, sent, err := k.calls.try(r)
+	switch {
+	case sent || err == nil:
+		return resp, err
+	case errors.Is(err, errBusy):
 		return k.streams.RoundTrip(r)
 	}
-	return resp, err
+	closeBody(r)
+	return nil, err
 }
 
 func (k byKind) CloseIdleConnections() {
-	for _, t := range []http.RoundTripper{k.calls, k.streams} {
-		if c, ok := t.(interface{ CloseIdleConnections() }); ok {
-			c.CloseIdleConnections()
+	k.calls.CloseIdleConnections()
+	closeIdle(k.streams)
+}
+
+// writes sends what changes something as calls, if it can be, and the rest another way.
+type writes struct {
+	calls *unary
+	rest  http.RoundTripper
+}
+
+func (w writes) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Method != http.MethodGet && r.ContentLength >= 0 {
+		if resp, sent, err := w.calls.try(r); sent || err == nil {
+			return resp, err
 		}
+	}
+	return w.rest.RoundTrip(r)
+}
+
+func (w writes) CloseIdleConnections() {
+	w.calls.CloseIdleConnections()
+	closeIdle(w.rest)
+}
+
+func closeIdle(t http.RoundTripper) {
+	if c, ok := t.(interface{ CloseIdleConnections() }); ok {
+		c.CloseIdleConnections()
 	}
 }

@@ -1,6 +1,7 @@
 // Package agentlink is the agent's side of the fleet: it finds and joins a
 // controller, keeps the agent's certificate on disk and fresh, reports the
-// node's inventory, heartbeats and detections, and keeps the node's lease.
+// node's inventory, heartbeats, detections and, within 60 ms, changes of its pools,
+// and keeps the node's lease.
 //
 // Whom to trust comes either from the hash in a join token, or from who the
 // Finder says is the leader; every later contact is mutual TLS. The certificate

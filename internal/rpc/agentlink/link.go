@@ -22,6 +22,9 @@ type Config struct {
 	// It is asked whenever there is no usable certificate, and again at each
 	// try, since the cluster replaces the latter.
 	Token func() (string, error)
+	// Changed has an element when Stock has changed, so that the controller is told
+	// before the next heartbeat is due; nil is never.
+	Changed <-chan struct{}
 	// Fencer holds the environments while the lease is over; nil is a node
 	// that never fences.
 	Fencer fencer
@@ -49,6 +52,8 @@ type Link struct {
 // source is what the node's service says of itself.
 type source interface {
 	Inventory(context.Context, *hearthv1.InventoryRequest) (*hearthv1.InventoryResponse, error)
+	// Stock is the part of it that a heartbeat has.
+	Stock() *hearthv1.Heartbeat
 }
 
 // New makes a link that keeps its files in dir. It starts nothing.

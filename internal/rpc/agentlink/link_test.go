@@ -162,6 +162,8 @@ func (empty) Inventory(context.Context, *hearthv1.InventoryRequest) (*hearthv1.I
 	return &hearthv1.InventoryResponse{}, nil
 }
 
+func (empty) Stock() *hearthv1.Heartbeat { return &hearthv1.Heartbeat{} }
+
 const podToken = "header.claims.signature"
 
 func newLink(t *testing.T, f Finder, dir *durable.Dir, token func() (string, error), fencer fencer) *Link {

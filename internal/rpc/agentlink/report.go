@@ -20,6 +20,9 @@ const (
 	answerTimeout = 15 * time.Second
 	// maxInterval bounds what a controller may ask for.
 	maxInterval = time.Minute
+	// What changes is told so long after it did, since what changed it may be a claim
+	// whose answer is not sent yet, and no more often than that.
+	changeAfter, changeEvery = 10 * time.Millisecond, 50 * time.Millisecond
 )
 
 // exchange is one stream: each report waits for its answer.
@@ -29,6 +32,7 @@ type exchange struct {
 	cut      context.CancelFunc
 	sequence uint64
 	told     string // what nodes do by themselves, as the last inventory said
+	sent     time.Time // when the controller was told of the stock
 }
 
 // report keeps one stream until it breaks or ctx ends.
@@ -93,16 +97,27 @@ func byThemselves(inv *hearthv1.InventoryResponse) string {
 	return b.String()
 }
 
-// pass waits for the next heartbeat, and passes detections on meanwhile.
+// pass waits for the next heartbeat, and passes detections and changes of the stock
+// on meanwhile.
 func (l *Link) pass(ctx context.Context, x *exchange, interval time.Duration) error {
 	t := time.NewTimer(interval)
 	defer t.Stop()
+	var tell <-chan time.Time // set while a change is to be told
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
 			return nil
+		case <-l.cfg.Changed:
+			if tell == nil {
+				tell = time.After(max(changeAfter, changeEvery-time.Since(x.sent)))
+			}
+		case <-tell:
+			tell = nil
+			if _, err := l.exchange(x, &hearthv1.ReportRequest{Message: &hearthv1.ReportRequest_Heartbeat{Heartbeat: l.source.Stock()}}, false); err != nil {
+				return err
+			}
 		case d := <-l.detections:
 			if _, err := l.exchange(x, &hearthv1.ReportRequest{Message: &hearthv1.ReportRequest_Detection{Detection: d}}, false); err != nil {
 				l.Detected(d) // for the next stream
@@ -120,6 +135,9 @@ func (l *Link) exchange(x *exchange, r *hearthv1.ReportRequest, unfence bool) (t
 	timer := time.AfterFunc(answerTimeout, x.cut)
 	defer timer.Stop()
 	sent := l.guard.now()
+	if r.GetDetection() == nil {
+		x.sent = time.Now()
+	}
 	if err := x.send(r); err != nil {
 		// The stream was ended by the controller; receiving says why.
 		if _, why := x.receive(); why != nil {

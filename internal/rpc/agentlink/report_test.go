@@ -14,6 +14,8 @@ import (
 // books are a node's inventory, which the test changes.
 type books struct{ envs []*hearthv1.Environment }
 
+func (b *books) Stock() *hearthv1.Heartbeat { return &hearthv1.Heartbeat{} }
+
 func (b *books) Inventory(context.Context, *hearthv1.InventoryRequest) (*hearthv1.InventoryResponse, error) {
 	return &hearthv1.InventoryResponse{Environments: b.envs}, nil
 }

@@ -17,10 +17,11 @@ import (
 
 // Connect implements hearthv1connect.GuestServiceHandler.
 func (s *Service) Connect(ctx context.Context, stream *connect.BidiStream[hearthv1.ConnectRequest, hearthv1.ConnectResponse]) error {
-	session, err := sessionOf(ctx)
+	session, leave, err := s.session(ctx)
 	if err != nil {
 		return err
 	}
+	defer leave()
 	first, err := stream.Receive()
 	if err != nil {
 		return fmt.Errorf("%w: read the first message: %w", env.ErrInvalid, err)

@@ -11,6 +11,7 @@
 //   - A caller who goes away hangs up on its processes (SIGHUP); an agent that
 //     stops only lets go of them (Detach).
 //   - Every goroutine of a call has ended when the call has.
+//   - No environment has more than maxCalls calls under way.
 //
 // A process, a file call or a connection to a listed port wakes what sleeps
 // because it did nothing, and keeps it awake until it ends; a port that is not

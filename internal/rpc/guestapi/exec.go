@@ -24,10 +24,11 @@ type execStream interface {
 
 // Exec implements hearthv1connect.GuestServiceHandler.
 func (s *Service) Exec(ctx context.Context, stream *connect.BidiStream[hearthv1.ExecRequest, hearthv1.ExecResponse]) error {
-	session, err := sessionOf(ctx)
+	session, leave, err := s.session(ctx)
 	if err != nil {
 		return err
 	}
+	defer leave()
 	return s.exec(ctx, session, stream)
 }
 

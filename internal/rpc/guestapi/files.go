@@ -32,10 +32,11 @@ func fileInfo(i guest.FileInfo) *hearthv1.FileInfo {
 
 // ReadFile implements hearthv1connect.GuestServiceHandler.
 func (s *Service) ReadFile(ctx context.Context, req *hearthv1.ReadFileRequest, stream *connect.ServerStream[hearthv1.ReadFileResponse]) error {
-	session, err := sessionOf(ctx)
+	session, leave, err := s.session(ctx)
 	if err != nil {
 		return err
 	}
+	defer leave()
 	if req.GetOffset() > math.MaxInt64 || req.GetLimit() > math.MaxInt64 {
 		return fmt.Errorf("%w: offset %d or limit %d is larger than a file can be", env.ErrInvalid, req.GetOffset(), req.GetLimit())
 	}
@@ -71,10 +72,11 @@ func (s *Service) ReadFile(ctx context.Context, req *hearthv1.ReadFileRequest, s
 
 // WriteFile implements hearthv1connect.GuestServiceHandler.
 func (s *Service) WriteFile(ctx context.Context, stream *connect.ClientStream[hearthv1.WriteFileRequest]) (*hearthv1.WriteFileResponse, error) {
-	session, err := sessionOf(ctx)
+	session, leave, err := s.session(ctx)
 	if err != nil {
 		return nil, err
 	}
+	defer leave()
 	if !stream.Receive() {
 		return nil, fmt.Errorf("%w: the first message of a write must be open: %w", env.ErrInvalid, orEOF(stream.Err()))
 	}
@@ -137,10 +139,11 @@ func (c *content) Read(b []byte) (int, error) {
 // ListDir implements hearthv1connect.GuestServiceHandler. A page token is the
 // last name of the page before.
 func (s *Service) ListDir(ctx context.Context, req *hearthv1.ListDirRequest) (*hearthv1.ListDirResponse, error) {
-	session, err := sessionOf(ctx)
+	session, leave, err := s.session(ctx)
 	if err != nil {
 		return nil, err
 	}
+	defer leave()
 	after, err := base64.RawURLEncoding.DecodeString(req.GetPageToken())
 	if err != nil || len(after) > 255 {
 		return nil, fmt.Errorf("%w: page token %.64q is not one of ours", env.ErrInvalid, req.GetPageToken())

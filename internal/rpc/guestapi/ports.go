@@ -69,6 +69,12 @@ func (s *Service) servePort(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, target.RequestURI(), http.StatusTemporaryRedirect)
 		return
 	}
+	leave, err := s.enter(session.Environment)
+	if err != nil {
+		writeError(w, err)
+		return
+	}
+	defer leave()
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	defer context.AfterFunc(s.detaching, cancel)()

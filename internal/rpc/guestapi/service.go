@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -50,13 +51,16 @@ type Service struct {
 	guests    guests
 	detaching context.Context // ends when the agent stops
 	detach    context.CancelFunc
+
+	mu    sync.Mutex     // guards calls
+	calls map[env.ID]int // under way, where there is one
 }
 
 var _ hearthv1connect.GuestServiceHandler = (*Service)(nil)
 
 // New makes the service. Mount it with rpc.HandlerOptions(log, metrics, s.Gate).
 func New(log *slog.Logger, g guests) *Service {
-	s := &Service{log: log, guests: g}
+	s := &Service{log: log, guests: g, calls: map[env.ID]int{}}
 	s.detaching, s.detach = context.WithCancel(context.Background())
 	return s
 }
@@ -71,6 +75,28 @@ func (s *Service) Mount(mux *http.ServeMux, opts ...connect.HandlerOption) {
 // Detach ends every stream without hanging up on what runs inside. Call it
 // before the server's Shutdown, which callers' contexts cannot be told from.
 func (s *Service) Detach() { s.detach() }
+
+// maxCalls bounds the calls that are under way in one environment, as its init
+// does: each costs this process goroutines and a descriptor, which the owner of one
+// environment must not take from all others.
+const maxCalls = 512
+
+// enter counts a call until leave is called.
+func (s *Service) enter(id env.ID) (leave func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.calls[id] >= maxCalls {
+		return nil, fmt.Errorf("%w: %d calls are under way in environment %s, no more are possible: end some", env.ErrExhausted, maxCalls, id)
+	}
+	s.calls[id]++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.calls[id]--; s.calls[id] == 0 {
+			delete(s.calls, id)
+		}
+	}, nil
+}
 
 type sessionKey struct{}
 
@@ -110,12 +136,14 @@ func (s *Service) authorize(ctx context.Context, environment string, h http.Head
 	return session, nil
 }
 
-func sessionOf(ctx context.Context) (Session, error) {
+// session is whom a call comes from. leave must be called at its end.
+func (s *Service) session(ctx context.Context) (_ Session, leave func(), err error) {
 	session, ok := ctx.Value(sessionKey{}).(Session)
 	if !ok || session.Guest == nil {
-		return Session{}, rpc.Unauthenticated(fmt.Errorf("%w: the call was not authorised", env.ErrDenied))
+		return Session{}, nil, rpc.Unauthenticated(fmt.Errorf("%w: the call was not authorised", env.ErrDenied))
 	}
-	return session, nil
+	leave, err = s.enter(session.Environment)
+	return session, leave, err
 }
 
 type controllerKey struct{}

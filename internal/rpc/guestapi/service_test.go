@@ -61,7 +61,7 @@ func TestGateRefusesWhoeverDoesNotShowTheToken(t *testing.T) {
 		if err == nil || !strings.Contains(strings.ToLower(err.Error()), c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
-		if _, err := sessionOf(ctx); err == nil {
+		if _, _, err := s.session(ctx); err == nil {
 			t.Errorf("%s: a session was given", name)
 		}
 	}
@@ -69,8 +69,45 @@ func TestGateRefusesWhoeverDoesNotShowTheToken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if session, err := sessionOf(ctx); err != nil || session.Environment != g.id {
-		t.Errorf("%+v, %v", session, err)
+	session, leave, err := s.session(ctx)
+	if err != nil || session.Environment != g.id {
+		t.Fatalf("%+v, %v", session, err)
+	}
+	leave()
+}
+
+// Whoever has the token of one environment takes no more of the agent than is one
+// environment's, and nothing from the others.
+func TestCallsOfOneEnvironmentAreBounded(t *testing.T) {
+	s := New(quiet(), newOneGuest(false))
+	one, other := env.NewID(), env.NewID()
+	var leaves []func()
+	for i := range maxCalls {
+		leave, err := s.enter(one)
+		if err != nil {
+			t.Fatalf("call %d: %v", i+1, err)
+		}
+		leaves = append(leaves, leave)
+	}
+	if _, err := s.enter(one); !errors.Is(err, env.ErrExhausted) || !strings.Contains(err.Error(), string(one)) {
+		t.Errorf("one more call: %v", err)
+	}
+	leave, err := s.enter(other)
+	if err != nil {
+		t.Fatal("another environment:", err)
+	}
+	leave()
+	leaves[0]()
+	again, err := s.enter(one)
+	if err != nil {
+		t.Fatal("after one has ended:", err)
+	}
+	again()
+	for _, leave := range leaves[1:] {
+		leave()
+	}
+	if len(s.calls) != 0 {
+		t.Errorf("calls are still counted: %v", s.calls)
 	}
 }
 

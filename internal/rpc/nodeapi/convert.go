@@ -154,7 +154,10 @@ func (s *Service) environment(e warm.Environment) *hearthv1.Environment {
 		ClaimedAt: timestamppb.New(e.Claimed), Labels: maps.Clone(e.Labels), Address: e.Address,
 		Slot: string(e.Slot), RestoredFrom: string(e.Snapshot), Pid: uint32(e.PID),
 		Ephemeral: e.Ephemeral, ClaimKey: e.ClaimKey, ClaimRequest: e.ClaimRequest, Resources: resourcesProto(e.Resources),
-		Reason: e.Reason,
+		Reason: e.Reason, Served: e.Served,
+	}
+	if e.Waited != 0 {
+		out.Waited = durationpb.New(e.Waited)
 	}
 	if !e.Expires.IsZero() {
 		out.ExpiresAt = timestamppb.New(e.Expires)
@@ -184,7 +187,7 @@ func poolOf(p warm.PoolView) *hearthv1.Pool {
 	return &hearthv1.Pool{
 		Class: p.Class, Revision: p.Revision, Want: uint32(p.Want), Ready: uint32(p.Ready),
 		Preparing: uint32(p.Preparing), Claimed: uint32(p.Claimed), Message: p.Message,
-		MemoryBytes: uint64(p.Memory), Ephemeral: p.Ephemeral,
+		MemoryBytes: uint64(p.Memory), Ephemeral: p.Ephemeral, Waiting: uint32(p.Waiting),
 	}
 }
 

@@ -252,14 +252,21 @@ func (s *Service) Token(ctx context.Context, req *hearthv1.NodeTokenRequest) (*h
 
 // Inventory implements NodeService.
 func (s *Service) Inventory(context.Context, *hearthv1.InventoryRequest) (*hearthv1.InventoryResponse, error) {
-	out := &hearthv1.InventoryResponse{
+	stock := s.Stock()
+	return &hearthv1.InventoryResponse{
 		Node: s.info.Node, Instance: s.info.Instance, BootId: s.info.BootID, Version: s.info.Version,
-		Environments: append(s.environments(), s.past()...), Room: roomOf(s.node.Room()), ClassesRevision: s.orders.ClassesRevision(),
-	}
+		Environments: append(s.environments(), s.past()...), Pools: stock.GetPools(), Room: stock.GetRoom(),
+		ClassesRevision: s.orders.ClassesRevision(),
+	}, nil
+}
+
+// Stock is the small part of the inventory that changes with every claim.
+func (s *Service) Stock() *hearthv1.Heartbeat {
+	out := &hearthv1.Heartbeat{Room: roomOf(s.node.Room())}
 	for _, p := range s.node.Pools() {
 		out.Pools = append(out.Pools, poolOf(p))
 	}
-	return out, nil
+	return out
 }
 
 // Inspect implements NodeService.
