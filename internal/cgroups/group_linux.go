@@ -37,7 +37,8 @@ type Group struct {
 	freeze *os.File // its cgroup.freeze, for writing
 	events *os.File // its cgroup.events
 
-	limiting sync.Mutex // guards the limit files, so that what one call undoes is its own
+	limiting sync.Mutex          // guards the limit files, so that what one call undoes is its own, and said
+	said     map[limitKey]string // what the files say, as far as it is known
 
 	mu  sync.Mutex // guards buf, for the length of one read
 	buf [128]byte  // "populated 1\nfrozen 1\n" and room for later keys
@@ -52,7 +53,7 @@ func (t *Tree) open(slot env.SlotID) (*Group, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &Group{tree: t, slot: slot, dir: dir}
+	g := &Group{tree: t, slot: slot, dir: dir, said: map[limitKey]string{}}
 	if g.freeze, err = openAt(dir, "cgroup.freeze", unix.O_WRONLY); err == nil {
 		g.events, err = openAt(dir, "cgroup.events", unix.O_RDONLY)
 	}

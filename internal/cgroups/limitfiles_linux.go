@@ -27,9 +27,9 @@ type limitFiles struct {
 	dirs map[string]int // descriptors, -1 for what is not there
 }
 
-// openFiles opens and reads what is to be written. Files that are not there and
-// need not be are left out.
-func openFiles(asked []write) (limitFiles, error) {
+// openFiles opens what is to be written, and reads what nobody has said. Files that
+// are not there and need not be are left out.
+func openFiles(asked []write, said map[limitKey]string) (limitFiles, error) {
 	files := limitFiles{dirs: map[string]int{}}
 	for _, w := range asked {
 		fd, err := files.open(w)
@@ -41,6 +41,10 @@ func openFiles(asked []write) (limitFiles, error) {
 		}
 		f := &limitFile{write: w, fd: fd}
 		files.list = append(files.list, f)
+		var known bool
+		if f.was, known = said[w.key()]; known {
+			continue
+		}
 		if f.was, err = readFD(fd); err != nil {
 			return files, fmt.Errorf("read %s: %w", w.file, err)
 		}

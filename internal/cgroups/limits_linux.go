@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -93,7 +94,7 @@ func (g *Group) setLimits(r env.Resources) error {
 		w.optional = true // no container yet
 		asked = append(asked, w)
 	}
-	files, err := openFiles(asked)
+	files, err := openFiles(g.news(asked), g.said)
 	defer files.close()
 	if err != nil {
 		return err
@@ -102,9 +103,34 @@ func (g *Group) setLimits(r env.Resources) error {
 		err = files.apply()
 	}
 	if err != nil {
+		clear(g.said)
 		return errors.Join(err, files.undo())
 	}
+	for _, f := range files.list {
+		g.said[f.key()] = f.value
+	}
 	return nil
+}
+
+// news leaves out what the files say already: nobody but this process writes them.
+// Those of memory hang on each other in ways that take all of them, see makeRoom.
+func (g *Group) news(asked []write) []write {
+	same := func(w write) bool { return g.said[w.key()] == w.value }
+	memory := slices.ContainsFunc(asked, func(w write) bool { return w.controller == "memory" && !same(w) })
+	return slices.DeleteFunc(asked, func(w write) bool {
+		return same(w) && !(memory && w.controller == "memory")
+	})
+}
+
+// limitKey is one control file, or one device's value in it.
+type limitKey struct{ controller, dir, file, device string }
+
+func (w write) key() limitKey {
+	k := limitKey{controller: w.controller, dir: w.path[len(w.path)-1], file: w.file}
+	if w.perDevice {
+		k.device, _, _ = strings.Cut(w.value, " ")
+	}
+	return k
 }
 
 // makeRoom lets the kernel take memory back before the limit falls below what is

@@ -320,3 +320,36 @@ func BenchmarkSetLimits(b *testing.B) {
 	b.ReportMetric(float64(took[len(took)/2])/1e6, "p50-ms")
 	b.ReportMetric(float64(took[len(took)*99/100])/1e6, "p99-ms")
 }
+
+func TestOnlyLimitsThatChangeAreOpened(t *testing.T) {
+	tree := &Tree{roots: []treeRoot{{hierarchy: hierarchy{version: 2, controllers: []string{"cpu", "memory", "pids", "io"}}}}, devices: []string{"8:0", "8:16"}}
+	before := env.Resources{CPUMillis: 1000, MemoryBytes: 1 << 30, PIDs: 100, IO: env.IOLimits{ReadBytes: 1 << 20}}
+	g := &Group{tree: tree, said: map[limitKey]string{}}
+	for _, w := range tree.writes(before, []string{"slot"}) {
+		g.said[w.key()] = w.value
+	}
+	for name, tc := range map[string]struct {
+		change func(*env.Resources)
+		want   []string
+	}{
+		"nothing": {func(*env.Resources) {}, nil},
+		"pids":    {func(r *env.Resources) { r.PIDs = 200 }, []string{"pids.max"}},
+		"weight":  {func(r *env.Resources) { r.CPUWeight = 50 }, []string{"cpu.weight"}},
+		"swap":    {func(r *env.Resources) { r.SwapBytes = 1 << 20 }, []string{"memory.max", "memory.high", "memory.swap.max"}},
+		"io":      {func(r *env.Resources) { r.IO.WriteOps = 9 }, []string{"io.max", "io.max"}},
+	} {
+		r := before
+		tc.change(&r)
+		var got []string
+		for _, w := range g.news(tree.writes(r, []string{"slot"})) {
+			got = append(got, w.file)
+		}
+		if diff := cmp.Diff(tc.want, got); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+		elsewhere := tree.writes(before, []string{"slot", containerName})
+		if n := len(g.news(slices.Clone(elsewhere))); n != len(elsewhere) {
+			t.Errorf("%s: of %d files of another cgroup %d are opened", name, len(elsewhere), n)
+		}
+	}
+}
