@@ -9,7 +9,9 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 GO      ?= go
 BIN     := $(CURDIR)/bin
 RUNTIME := $(CURDIR)/.bin
-IMAGE   := $(CURDIR)/.image/busybox.tar
+IMAGES  := $(CURDIR)/.image
+IMAGE   := $(IMAGES)/busybox.tar
+IMAGE_DEBIAN := $(IMAGES)/debian.tar
 STAMPS  := $(RUNTIME)/.stamps
 
 # Two cores are the reference machine; tests of different packages that work on
@@ -29,9 +31,10 @@ CONTAINERD_STAMP   := $(STAMPS)/containerd-$(CONTAINERD_VERSION)
 RUNC_STAMP         := $(STAMPS)/runc-$(RUNC_VERSION)
 
 # What Debian gives, by the target that needs it.
-DEBIAN_RUN    := busybox-static e2fsprogs libseccomp-dev pkg-config gcc libc6-dev nftables iproute2 util-linux procps tzdata
+DEBIAN_RUN    := busybox-static crun e2fsprogs libseccomp-dev pkg-config gcc libc6-dev nftables iproute2 util-linux procps tzdata
 DEBIAN_VERIFY := clang-14 clang-format-14 llvm-14 libbpf-dev linux-libc-dev libc6-dev diffutils tar
 DEBIAN_VM     := qemu-system-x86 busybox-static e2fsprogs
+DEBIAN_IMAGE  := debootstrap debian-archive-keyring util-linux tar
 
 # Programs of tools/go.mod and tools/lint/go.mod, so that their dependencies
 # never meet ours.
@@ -144,10 +147,18 @@ $(IMAGE): $(wildcard tools/mkimage/*.go) | deps-debian
 	@mkdir -p $(@D)
 	@$(TOOL) ./mkimage -busybox /bin/busybox -o $@
 
+.PHONY: image-debian
+image-debian: $(IMAGE_DEBIAN) ## make a Debian image with compilers, PostgreSQL and Redis by debootstrap, as root (minutes, kept)
+
+$(IMAGE_DEBIAN): tools/debian-image.sh $(filter-out %_test.go,$(wildcard tools/mkimage/*.go)) | need-root
+	@tools/debian-install.sh $(DEBIAN_IMAGE)
+	@mkdir -p $(IMAGES)/bin
+	@CGO_ENABLED=0 $(GO) -C tools build -trimpath -ldflags '-s -w' -o $(IMAGES)/bin/ ./mkimage
+	@tools/debian-image.sh $(IMAGES)/bin/mkimage $@
+
 # Each archive has its image under two names: the version, and devel, which is
 # what deploy/ names until an overlay says otherwise.
-IMAGES      := $(CURDIR)/.image
-IMAGE_NAMES  = -ref docker.io/hearth/$(1):$(VERSION) -ref docker.io/hearth/$(1):devel -version $(VERSION)
+IMAGE_NAMES = -ref docker.io/hearth/$(1):$(VERSION) -ref docker.io/hearth/$(1):devel -version $(VERSION)
 
 .PHONY: images
 images: $(IMAGE) ## make the images of agent, controller and hold pods as OCI archives in .image/, without a container engine
@@ -190,6 +201,17 @@ test: need-root deps build image ## as root: unit, kernel and node tests with -r
 .PHONY: need-root
 need-root:
 	@[ "$$(id -u)" = 0 ] || { echo "make $(or $(firstword $(MAKECMDGOALS)),test) works on the real kernel and containerd and needs root; without root run: make test-unit" >&2; exit 1; }
+
+.PHONY: test-real
+test-real: need-root deps build image image-debian ## in environments of a Debian image: apt-get, PostgreSQL, Redis, git, compilers, ping
+	@HEARTH_IMAGE=$(IMAGE_DEBIAN) $(GO) test -race -tags e2e -count 1 -timeout 10m ./test/real
+
+# The long forms of what `make test` does in short: minutes each.
+ENDURANCE := ^TestNode(Cycles|EnvironmentsOutlive|Monstrous|Directories|ExecsByThe|AFreezeOrKill|InitThatLies)
+
+.PHONY: test-endurance
+test-endurance: need-root deps build image ## as root, some ten minutes: 1,000 claims and releases, 200 environments over restarts, hostility without end
+	@HEARTH_ENDURANCE=1 $(GO) test -count 1 -timeout 30m -run '$(ENDURANCE)' -v ./test/node
 
 .PHONY: test-cluster
 test-cluster: need-root deps cluster-binaries image ## bring the test cluster up, check what the e2e tests build on, take it down

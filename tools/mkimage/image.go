@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 	"sort"
 	"time"
 
@@ -21,6 +20,7 @@ import (
 type spec struct {
 	arch       string
 	rootfs     []entry
+	layer      string // file that has the layer as a tar, in place of rootfs
 	entrypoint []string
 	cmd        []string
 	user       string // uid:gid; empty is root
@@ -33,13 +33,13 @@ const searchPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 // build makes an image of one layer. The layer is not compressed, so its digest
 // does not depend on a compressor's version; registries compress as they like.
 func build(s spec) (v1.Image, error) {
-	var layer bytes.Buffer
-	if err := writeTar(&layer, s.rootfs); err != nil {
-		return nil, fmt.Errorf("write layer: %w", err)
+	layer, err := s.makeLayer()
+	if err != nil {
+		return nil, err
 	}
 	base := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
 	img, err := mutate.Append(base, mutate.Addendum{
-		Layer:     static.NewLayer(layer.Bytes(), types.OCIUncompressedLayer),
+		Layer:     layer,
 		MediaType: types.OCIUncompressedLayer,
 		History:   v1.History{Created: v1.Time{Time: time.Unix(0, 0).UTC()}, CreatedBy: "mkimage"},
 	})
@@ -62,13 +62,25 @@ func build(s spec) (v1.Image, error) {
 	return mutate.ConfigFile(img, config)
 }
 
+func (s spec) makeLayer() (v1.Layer, error) {
+	if s.layer != "" {
+		return openLayer(s.layer)
+	}
+	var layer bytes.Buffer
+	if err := writeTar(&layer, s.rootfs); err != nil {
+		return nil, fmt.Errorf("write layer: %w", err)
+	}
+	return static.NewLayer(layer.Bytes(), types.OCIUncompressedLayer), nil
+}
+
 // archive is the image as the members of an OCI image layout (image
 // specification 1.1), listed once under each name.
 func archive(img v1.Image, refs []string) ([]entry, error) {
 	files := map[string]entry{}
-	add := func(hash v1.Hash, data []byte) {
-		name := "blobs/" + hash.Algorithm + "/" + hash.Hex
-		files[name] = entry{name: name, kind: tar.TypeReg, mode: 0o644, data: data}
+	add := func(hash v1.Hash, blob entry) {
+		blob.name = "blobs/" + hash.Algorithm + "/" + hash.Hex
+		blob.kind, blob.mode = tar.TypeReg, 0o644
+		files[blob.name] = blob
 	}
 	if err := addBlobs(img, add); err != nil {
 		return nil, err
@@ -110,7 +122,7 @@ func archive(img v1.Image, refs []string) ([]entry, error) {
 }
 
 // addBlobs gives manifest, configuration and layers of img to add.
-func addBlobs(img v1.Image, add func(v1.Hash, []byte)) error {
+func addBlobs(img v1.Image, add func(v1.Hash, entry)) error {
 	manifest, err := img.RawManifest()
 	if err != nil {
 		return err
@@ -119,7 +131,7 @@ func addBlobs(img v1.Image, add func(v1.Hash, []byte)) error {
 	if err != nil {
 		return err
 	}
-	add(digest, manifest)
+	add(digest, entry{data: manifest})
 	config, err := img.RawConfigFile()
 	if err != nil {
 		return err
@@ -127,7 +139,7 @@ func addBlobs(img v1.Image, add func(v1.Hash, []byte)) error {
 	if digest, err = img.ConfigName(); err != nil {
 		return err
 	}
-	add(digest, config)
+	add(digest, entry{data: config})
 	layers, err := img.Layers()
 	if err != nil {
 		return err
@@ -136,16 +148,11 @@ func addBlobs(img v1.Image, add func(v1.Hash, []byte)) error {
 		if digest, err = layer.Digest(); err != nil {
 			return err
 		}
-		reader, err := layer.Compressed()
+		size, err := layer.Size()
 		if err != nil {
 			return err
 		}
-		data, err := io.ReadAll(reader)
-		reader.Close()
-		if err != nil {
-			return err
-		}
-		add(digest, data)
+		add(digest, entry{open: layer.Compressed, size: size})
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 // Mkimage makes small OCI images, as archives in the OCI image layout that
 // `ctr images import`, skopeo and crane read, without a registry, a container
-// engine or root: from programs (-file), or from a static busybox (-busybox).
+// engine or root: from programs (-file), from a root file system as a tar
+// (-layer), or from a static busybox (-busybox).
 // The same files give the same bytes.
 package main
 
@@ -35,6 +36,7 @@ func (l *list) Set(value string) error {
 // options are the command line.
 type options struct {
 	busybox, arch, out string
+	layer              string
 	refs, files, entry list
 	user, version      string
 }
@@ -42,7 +44,8 @@ type options struct {
 func parse(args []string) (options, error) {
 	var o options
 	flags := flag.NewFlagSet("mkimage", flag.ContinueOnError)
-	flags.StringVar(&o.busybox, "busybox", "/bin/busybox", "statically linked busybox, for an image without -file")
+	flags.StringVar(&o.busybox, "busybox", "/bin/busybox", "statically linked busybox, for an image without -file and -layer")
+	flags.StringVar(&o.layer, "layer", "", "uncompressed tar that is the image's root file system")
 	flags.StringVar(&o.arch, "arch", "amd64", "the image's architecture")
 	flags.StringVar(&o.out, "o", "busybox.tar", "archive to write")
 	flags.StringVar(&o.user, "user", "", "uid:gid that the program runs as; default is root")
@@ -58,6 +61,9 @@ func parse(args []string) (options, error) {
 	}
 	if len(o.files) > 0 && (len(o.refs) == 0 || len(o.entry) == 0) {
 		return o, errors.New("-file needs -ref and -entrypoint")
+	}
+	if o.layer != "" && (len(o.refs) == 0 || len(o.files) > 0) {
+		return o, errors.New("-layer needs -ref, and excludes -file")
 	}
 	if len(o.refs) == 0 {
 		o.refs = list{"hearth.local/busybox:1"}
@@ -93,6 +99,9 @@ func specOf(o options) (spec, error) {
 			return spec{}, err
 		}
 		return spec{arch: o.arch, rootfs: entries, entrypoint: o.entry, user: o.user, workDir: "/", version: o.version}, nil
+	}
+	if o.layer != "" {
+		return spec{arch: o.arch, layer: o.layer, entrypoint: o.entry, cmd: []string{"/bin/sh"}, user: o.user, workDir: "/workspace", version: o.version}, nil
 	}
 	binary, err := os.ReadFile(o.busybox)
 	if err != nil {

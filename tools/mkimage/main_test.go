@@ -254,6 +254,56 @@ func TestProgramImageHoldsTheProgramAndItsUser(t *testing.T) {
 	}
 }
 
+func TestLayerImageHasTheTarByteForByte(t *testing.T) {
+	dir := t.TempDir()
+	tree := tarOf(t, rootfs([]byte("ELF"), applets))
+	if err := os.WriteFile(filepath.Join(dir, "layer.tar"), tree, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out := filepath.Join(dir, "image.tar")
+	if err := run([]string{"-layer", filepath.Join(dir, "layer.tar"), "-ref", "hearth.local/debian:12", "-o", out}); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	index, err := layout.ImageIndexFromPath(extract(t, data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkIndex(t, index)
+	digest, _, err := v1.SHA256(bytes.NewReader(tree))
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader := tar.NewReader(bytes.NewReader(data))
+	for {
+		header, err := reader.Next()
+		if err != nil {
+			t.Fatalf("the archive has no blob %s: %v", digest, err)
+		}
+		if header.Name != "blobs/sha256/"+digest.Hex {
+			continue
+		}
+		if got, err := io.ReadAll(reader); err != nil || !bytes.Equal(got, tree) {
+			t.Errorf("the layer has %d bytes of %d, or others: %v", len(got), len(tree), err)
+		}
+		return
+	}
+}
+
+func TestLayerExcludesPrograms(t *testing.T) {
+	for _, args := range [][]string{
+		{"-layer", "x.tar"},
+		{"-layer", "x.tar", "-ref", "a/b:c", "-file", "x=/y", "-entrypoint", "/y"},
+	} {
+		if err := run(args); err == nil || !strings.Contains(err.Error(), "-layer needs -ref") {
+			t.Errorf("%q: %v", args, err)
+		}
+	}
+}
+
 func TestWhatCannotRunInTheImageIsRefused(t *testing.T) {
 	text := filepath.Join(t.TempDir(), "text")
 	if err := os.WriteFile(text, []byte("no program"), 0o600); err != nil {

@@ -13,6 +13,9 @@ type entry struct {
 	mode   int64
 	target string // of a symbolic link
 	data   []byte
+	// open gives the content, of size bytes, in place of data.
+	open func() (io.ReadCloser, error)
+	size int64
 }
 
 func directory(name string, mode int64) entry {
@@ -38,14 +41,28 @@ func writeTar(w io.Writer, entries []entry) error {
 			Typeflag: e.kind,
 			Linkname: e.target,
 			Mode:     e.mode,
-			Size:     int64(len(e.data)),
+			Size:     max(int64(len(e.data)), e.size),
 		}
 		if err := archive.WriteHeader(header); err != nil {
 			return fmt.Errorf("%s: %w", e.name, err)
 		}
-		if _, err := archive.Write(e.data); err != nil {
+		if err := e.copyTo(archive); err != nil {
 			return fmt.Errorf("%s: %w", e.name, err)
 		}
 	}
 	return archive.Close()
+}
+
+func (e entry) copyTo(w io.Writer) error {
+	if e.open == nil {
+		_, err := w.Write(e.data)
+		return err
+	}
+	content, err := e.open()
+	if err != nil {
+		return err
+	}
+	defer content.Close()
+	_, err = io.Copy(w, content)
+	return err
 }
