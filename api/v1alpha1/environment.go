@@ -214,6 +214,12 @@ type EnvironmentStatus struct {
 	// +optional
 	Warm bool `json:"warm,omitempty"`
 
+	// served says how the claim was: warm, from a slot that was ready; queued, from
+	// one that became ready while the claim waited; cold, from one made for it.
+	// +kubebuilder:validation:Enum=warm;queued;cold
+	// +optional
+	Served string `json:"served,omitempty"`
+
 	// address is the host and port of the node's Guest API.
 	// +kubebuilder:validation:MaxLength=256
 	// +optional

@@ -49,6 +49,15 @@ type EnvironmentClassSpec struct {
 	// +kubebuilder:validation:MaxLength=512
 	Image string `json:"image"`
 
+	// runtime is the program that makes the containers: runc, or a name that the
+	// node knows (containerd.runtimes of its configuration). All must have runc's
+	// command line and make containers on the node's own kernel.
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:default=runc
+	// +optional
+	Runtime string `json:"runtime,omitempty"`
+
 	// env are variables of every process in the environment. A claim's
 	// variables win over them.
 	// +kubebuilder:validation:MaxProperties=256
@@ -271,10 +280,25 @@ type Warm struct {
 	// +optional
 	Slots int32 `json:"slots,omitempty"`
 
+	// created is the number of slots that each node keeps beside the ready ones for
+	// which everything is made but the container: id range, root file system,
+	// network and cgroup. They need no memory, and shorten restores, forks, cold
+	// claims and the preparation of ready slots.
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=1000
+	// +optional
+	Created int32 `json:"created,omitempty"`
+
 	// maxAge replaces a ready slot that nobody claimed for so long. Absent is
 	// never.
 	// +optional
 	MaxAge *metav1.Duration `json:"maxAge,omitempty"`
+
+	// wait is how long a claim that finds no ready slot stands in its node's line: for
+	// one that is being prepared, or for its turn to have one made. "0s" is not at all.
+	// +kubebuilder:default="10s"
+	// +optional
+	Wait *metav1.Duration `json:"wait,omitempty"`
 
 	// checkEvery probes a ready slot again whose readiness was seen so long ago;
 	// one that fails is replaced. "0s" is never.

@@ -49,6 +49,13 @@ type Resources struct {
 	// +optional
 	IO *IO `json:"io,omitempty"`
 
+	// disk in bytes bounds what the environment's own files take, on each filesystem
+	// that holds some. Absent is what the node keeps free for all. Needs project
+	// quotas (ext4 or xfs, mount option prjquota); a node without prepares no slots
+	// of the class.
+	// +optional
+	Disk *resource.Quantity `json:"disk,omitempty"`
+
 	// openFiles bounds the open files of each process. Absent is as many as the
 	// agent may give, at most 1048576.
 	// +kubebuilder:validation:Minimum=64

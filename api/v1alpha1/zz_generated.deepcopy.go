@@ -656,6 +656,11 @@ func (in *Resources) DeepCopyInto(out *Resources) {
 		*out = new(IO)
 		(*in).DeepCopyInto(*out)
 	}
+	if in.Disk != nil {
+		in, out := &in.Disk, &out.Disk
+		x := (*in).DeepCopy()
+		*out = &x
+	}
 	if in.OpenFiles != nil {
 		in, out := &in.OpenFiles, &out.OpenFiles
 		*out = new(int64)
@@ -750,6 +755,11 @@ func (in *Warm) DeepCopyInto(out *Warm) {
 	*out = *in
 	if in.MaxAge != nil {
 		in, out := &in.MaxAge, &out.MaxAge
+		*out = new(v1.Duration)
+		**out = **in
+	}
+	if in.Wait != nil {
+		in, out := &in.Wait, &out.Wait
 		*out = new(v1.Duration)
 		**out = **in
 	}

@@ -140,6 +140,8 @@ type fakeNode struct {
 	calls    int                                    // claims received, repeats included
 	releases int
 	ready    uint32
+	most     uint32        // slots that it has room for; 0 is 1000
+	changed  chan struct{} // its pools have; nil is never
 	refuse   error
 	cut      bool          // cut the connection after a claim was accepted
 	slow     time.Duration // take so long for a claim
@@ -176,6 +178,7 @@ func serveNode(t testing.TB, n *fakeNode, dir *durable.Dir, addr, token string) 
 	n.link, err = agentlink.New(log, agentlink.Config{
 		Instance: testInstance, Node: n.name, Advertise: plain.Addr().String(), Hosts: []string{"127.0.0.1"},
 		Finder: agentlink.Static(addr), Token: func() (string, error) { return token, nil },
+		Changed: n.changed,
 	}, dir, n)
 	ok(t, err)
 	source, err := n.link.Join(t.Context())
@@ -202,13 +205,23 @@ func serveNode(t testing.TB, n *fakeNode, dir *durable.Dir, addr, token string) 
 	t.Cleanup(n.stop)
 }
 
+// Stock is the part of the inventory that a heartbeat has.
+func (n *fakeNode) Stock() *hearthv1.Heartbeat {
+	inv, _ := n.Inventory(context.Background(), nil) // never fails
+	return &hearthv1.Heartbeat{Pools: inv.GetPools(), Room: inv.GetRoom()}
+}
+
 func (n *fakeNode) Inventory(context.Context, *hearthv1.InventoryRequest) (*hearthv1.InventoryResponse, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	most := n.most
+	if most == 0 {
+		most = 1000
+	}
 	inv := &hearthv1.InventoryResponse{
 		Node:  n.name,
 		Pools: []*hearthv1.Pool{{Class: "small", Want: n.ready, Ready: n.ready}},
-		Room:  &hearthv1.Room{SlotsMax: 1000, SlotsUsed: n.ready + uint32(len(n.envs))},
+		Room:  &hearthv1.Room{SlotsMax: most, SlotsUsed: n.ready + uint32(len(n.envs))},
 	}
 	for _, e := range n.envs {
 		inv.Environments = append(inv.Environments, proto.CloneOf(e))

@@ -216,6 +216,8 @@ func TestAnAgentRefusesALowerEpoch(t *testing.T) {
 
 type nodeWithNothing struct{}
 
+func (nodeWithNothing) Stock() *hearthv1.Heartbeat { return &hearthv1.Heartbeat{} }
+
 func (nodeWithNothing) Inventory(context.Context, *hearthv1.InventoryRequest) (*hearthv1.InventoryResponse, error) {
 	return &hearthv1.InventoryResponse{}, nil
 }

@@ -3,12 +3,14 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"fmt"
 	"io"
 	"maps"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"hearth/internal/guest/wire"
 )
@@ -38,12 +40,31 @@ func findAccount(passwd io.Reader, uid uint32) account {
 }
 
 func accountOf(uid uint32) account {
-	f, err := os.Open("/etc/passwd")
+	f, err := openPlain("/etc/passwd")
 	if err != nil {
 		return findAccount(strings.NewReader(""), uid)
 	}
 	defer f.Close()
 	return findAccount(f, uid)
+}
+
+// openPlain opens a regular file for reading. It does not wait: for the writer of a
+// fifo that somebody inside has put in its place, nor for a process that holds a
+// lease on it.
+func openPlain(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a regular file", path)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // environ merges layers of variables over the base; later layers win.
@@ -93,7 +114,7 @@ func findProgram(name, dir string, environ []string) (string, *wire.Error) {
 
 // claimVariables reads what the claim brought; without a file there is none.
 func claimVariables() (map[string]string, error) {
-	f, err := os.Open(wire.EnvJSONFile)
+	f, err := openPlain(wire.EnvJSONFile)
 	if os.IsNotExist(err) {
 		return nil, nil
 	}

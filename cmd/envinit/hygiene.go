@@ -163,11 +163,11 @@ func firstField(line []byte) []byte {
 
 // present reads a regular file of at most limit bytes; nil is for any other.
 func (h *hygiene) present(name string, limit int64) []byte {
-	// It looks first: opening a fifo would wait.
+	// It looks first: opening a device may do something.
 	if info, err := os.Lstat(h.path(name)); err != nil || !info.Mode().IsRegular() || info.Size() > limit {
 		return nil
 	}
-	f, err := os.Open(h.path(name))
+	f, err := openPlain(h.path(name))
 	if err != nil {
 		return nil
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"os"
+	"runtime"
 	"sync"
 	"syscall"
 
@@ -19,6 +20,36 @@ type reaper struct {
 	starting int                     // forks under way
 	early    map[int]unix.WaitStatus // reaped while a fork was under way: its, or an orphan's
 	orphans  int                     // reaped that nobody waited for
+
+	// forks has a place for each fork that may be under way: each has a thread of
+	// its own, and a Go program that cannot have another thread dies (newosproc in
+	// runtime/os_linux.go), as where all processes that there may be are taken.
+	forks chan struct{}
+}
+
+// maxForks bounds the forks under way. The threads for them, and some for what else
+// waits in the kernel, are made before anybody can have taken their places.
+const (
+	maxForks     = 4
+	spareThreads = maxForks + 4
+)
+
+// reserveThreads makes threads, which the runtime then keeps.
+func reserveThreads(n int) {
+	var made, gone sync.WaitGroup
+	enough := make(chan struct{})
+	made.Add(n)
+	for range n {
+		gone.Go(func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			made.Done()
+			<-enough
+		})
+	}
+	made.Wait()
+	close(enough)
+	gone.Wait()
 }
 
 // child is one process that we started.
@@ -29,12 +60,14 @@ type child struct {
 }
 
 func newReaper() *reaper {
-	return &reaper{waiting: map[int]*child{}, early: map[int]unix.WaitStatus{}}
+	return &reaper{waiting: map[int]*child{}, early: map[int]unix.WaitStatus{}, forks: make(chan struct{}, maxForks)}
 }
 
 // start forks and registers. The lock is not held while it forks: an exec can
 // take as long as the file system below it.
 func (r *reaper) start(path string, argv []string, attr *syscall.ProcAttr) (*child, error) {
+	r.forks <- struct{}{}
+	defer func() { <-r.forks }()
 	r.mu.Lock()
 	r.starting++
 	r.mu.Unlock()

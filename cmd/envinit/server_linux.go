@@ -51,6 +51,7 @@ func serve(log io.Writer) error {
 	signal.Notify(sigterm, unix.SIGTERM)
 	shrugOff()
 	s := &server{log: log, reaper: newReaper(), shutdown: make(chan time.Duration, 1)}
+	reserveThreads(spareThreads)
 	go s.reaper.run(sigchld)
 	if err := loopbackUp(); err != nil {
 		fmt.Fprintln(log, "envinit:", err)

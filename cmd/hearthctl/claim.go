@@ -183,7 +183,11 @@ func (a *app) claim(ctx context.Context, b backend, f *claimFlags) (*hearthv1.Cl
 		return nil, fmt.Errorf("claim class %s: the server's answer: %w", f.class, err)
 	}
 	a.keep(id, r.GetAccess())
-	fmt.Fprintf(a.stderr, "claimed %s %s in %s ms\n", id, warmWord(r.GetEnvironment().GetWarm()), millis(r.GetTook().AsDuration()))
+	waited := ""
+	if w := r.GetEnvironment().GetWaited().AsDuration(); w > 0 {
+		waited = fmt.Sprintf(", of which it waited %s ms for its turn", millis(w))
+	}
+	fmt.Fprintf(a.stderr, "claimed %s %s in %s ms%s\n", id, servedWord(r.GetEnvironment()), millis(r.GetTook().AsDuration()), waited)
 	return r, nil
 }
 

@@ -86,7 +86,7 @@ func (a *app) printEnvironments(m proto.Message, envs []*hearthv1.Environment) e
 		row(w, wide, []string{"ID", "CLASS", "PHASE", "NODE", "AGE", "EXPIRES"}, "GENERATION", "START", "ADDRESS", "SLOT", "PORTS", "FROM", "LIMITS", "LABELS")
 		for _, e := range envs {
 			row(w, wide, []string{e.GetId(), e.GetClass(), phase(e), dash(e.GetNode()), age(e.GetClaimedAt()), left(e.GetExpiresAt())},
-				fmt.Sprint(e.GetGeneration()), warmWord(e.GetWarm()), dash(e.GetAddress()), dash(e.GetSlot()), portList(e.GetPorts()),
+				fmt.Sprint(e.GetGeneration()), servedWord(e), dash(e.GetAddress()), dash(e.GetSlot()), portList(e.GetPorts()),
 				dash(e.GetRestoredFrom()), resourcesWord(e.GetResources()), pairs(e.GetLabels()))
 		}
 	})
@@ -122,11 +122,16 @@ func phase(e *hearthv1.Environment) string {
 	return word
 }
 
-func warmWord(warm bool) string {
-	if warm {
+// servedWord is how an environment's claim was: warm, queued or cold.
+func servedWord(e *hearthv1.Environment) string {
+	switch {
+	case e.GetServed() == "queued":
+		return "queued"
+	case e.GetWarm():
 		return "warm"
+	default:
+		return "cold"
 	}
-	return "cold"
 }
 
 func dash(s string) string {

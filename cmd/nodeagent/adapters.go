@@ -14,6 +14,7 @@ import (
 	"hearth/internal/cgroups"
 	"hearth/internal/ctrd"
 	"hearth/internal/detect"
+	"hearth/internal/disk"
 	"hearth/internal/env"
 	"hearth/internal/guest"
 	"hearth/internal/netpol"
@@ -131,9 +132,13 @@ func (a islandsAdapter) Create(ctx context.Context, slot env.SlotID, ids env.IDR
 		return warm.Island{}, fmt.Errorf("encode island: %w", err)
 	}
 	return warm.Island{
-		IslandInfo:    warm.IslandInfo{NetID: i.NetID, Address: i.Address, Record: record},
-		UserNS:        i.UserNS(),
-		NetNS:         fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), i.NetNSFile().Fd()),
+		IslandInfo: warm.IslandInfo{NetID: i.NetID, Address: i.Address, Record: record},
+		UserNS:     i.UserNS(),
+		NetNS:      fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), i.NetNSFile().Fd()),
+		Held: func() bool {
+			_, err := os.Readlink(i.UserNS()) // not of a process that has ended
+			return err == nil
+		},
 		ReleaseHolder: i.ReleaseHolder,
 	}, nil
 }
@@ -298,6 +303,26 @@ func snapshotOf(i snapshot.Info) env.Snapshot {
 	}
 }
 
+// diskAdapter knows where a slot's files lie.
+type diskAdapter struct {
+	*disk.Guard
+	quotas  disk.Quotas
+	runtime *ctrd.Runtime
+	roots   []string // one directory of each filesystem that has some
+}
+
+func (a diskAdapter) Bound(ctx context.Context, slot env.SlotID, ids env.IDRange, bytes int64, workspace string) error {
+	rootfs, err := a.runtime.Rootfs(ctx, slot)
+	if err != nil {
+		return err
+	}
+	return a.quotas.Set(disk.ProjectOf(ids), bytes, rootfs.Upper, rootfs.Work, workspace)
+}
+
+func (a diskAdapter) Unbound(ids env.IDRange) error {
+	return a.quotas.Clear(disk.ProjectOf(ids), a.roots...)
+}
+
 // classesOf completes the classes with the node's defaults.
 func classesOf(list []env.Class, complete func(env.Resources) env.Resources) []*env.Class {
 	out := make([]*env.Class, len(list))
@@ -312,7 +337,7 @@ func classesOf(list []env.Class, complete func(env.Resources) env.Resources) []*
 // tracerAdapter tells of a claim as spans, one for each phase.
 type tracerAdapter struct{ tracing *obs.Tracing }
 
-func (t tracerAdapter) Claimed(ctx context.Context, class string, isWarm bool, begun time.Time, phases []warm.PhaseTime) {
+func (t tracerAdapter) Claimed(ctx context.Context, class, served string, begun time.Time, phases []warm.PhaseTime) {
 	if t.tracing == nil {
 		return
 	}
@@ -320,9 +345,5 @@ func (t tracerAdapter) Claimed(ctx context.Context, class string, isWarm bool, b
 	for i, p := range phases {
 		told[i] = obs.Phase(p)
 	}
-	kind := "cold"
-	if isWarm {
-		kind = "warm"
-	}
-	t.tracing.Told(ctx, "claim", begun, told, map[string]string{"class": class, "kind": kind})
+	t.tracing.Told(ctx, "claim", begun, told, map[string]string{"class": class, "kind": served})
 }

@@ -16,6 +16,7 @@ import (
 	"hearth/internal/cgroups"
 	"hearth/internal/config"
 	"hearth/internal/ctrd"
+	"hearth/internal/disk"
 	"hearth/internal/durable"
 	"hearth/internal/env"
 	"hearth/internal/netpol"
@@ -85,12 +86,12 @@ func (c *cleaning) run(ctx context.Context, all bool) (err error) {
 	}
 	islands, err := netpol.Remove(ctx, islandConfig(c.cfg), c.log)
 	c.say(islands...)
-	errs := []error{err, c.directory(workDir(c.cfg)), c.directory(c.cfg.RunDir)}
+	errs := []error{err, c.directory(ctx, workDir(c.cfg)), c.directory(ctx, c.cfg.RunDir)}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
 	if all {
-		if err := c.directory(c.cfg.StateDir); err != nil {
+		if err := c.directory(ctx, c.cfg.StateDir); err != nil {
 			return err
 		}
 	}
@@ -102,7 +103,7 @@ func (c *cleaning) run(ctx context.Context, all bool) (err error) {
 
 // directory removes a directory with all below it. In a pod it may be a mount
 // point, which stays, empty.
-func (c *cleaning) directory(dir string) error {
+func (c *cleaning) directory(ctx context.Context, dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -112,7 +113,7 @@ func (c *cleaning) directory(dir string) error {
 	}
 	var errs []error
 	for _, e := range entries {
-		errs = append(errs, os.RemoveAll(filepath.Join(dir, e.Name())))
+		errs = append(errs, durable.RemoveAll(ctx, filepath.Join(dir, e.Name())))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove %s: %w", dir, err)
@@ -149,6 +150,9 @@ func (c *cleaning) containers(ctx context.Context, all bool) error {
 	}
 	defer runtime.Close()
 	if err := c.records(ctx, runtime); err != nil {
+		return err
+	}
+	if err := c.quotas(ctx, runtime); err != nil {
 		return err
 	}
 	if err := c.groups(ctx, tree); err != nil {
@@ -232,6 +236,32 @@ func (c *cleaning) records(ctx context.Context, runtime *ctrd.Runtime) error {
 	for _, slot := range shims.slots() {
 		if shims.end(slot) {
 			c.say("lost shim of slot " + string(slot))
+		}
+	}
+	return nil
+}
+
+// quotas takes the limits away that slots had of the disks.
+func (c *cleaning) quotas(ctx context.Context, runtime *ctrd.Runtime) error {
+	root, err := runtime.Root(ctx)
+	if err != nil {
+		return err
+	}
+	var quotas disk.Quotas
+	for _, dir := range []string{root, c.cfg.StateDir} {
+		for i := range c.cfg.IDs.Count {
+			project := disk.ProjectOf(env.IDRange{Base: c.cfg.IDs.Base + i*env.IDRangeSize, Size: env.IDRangeSize})
+			_, limit, err := quotas.Used(project, dir)
+			if errors.Is(err, env.ErrUnsupported) {
+				break // nothing is counted there
+			}
+			if err == nil && limit > 0 {
+				err = quotas.Clear(project, dir)
+				c.say(fmt.Sprintf("disk limit of project %d in %s", project, dir))
+			}
+			if err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -62,7 +62,7 @@ func (d *debugger) inspectCommand() *cobra.Command {
 func (d *debugger) poolsCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:     "pools",
-		Short:   "Show the pools of ready slots and the node's room",
+		Short:   "Show the pools of ready slots, the claims that wait, and the node's room",
 		Example: "  nodeagent debug pools",
 		Args:    usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -78,10 +78,10 @@ func (d *debugger) poolsCommand() *cobra.Command {
 				for _, p := range r.GetPools() {
 					rows = append(rows, []string{
 						p.GetClass(), p.GetRevision()[:min(12, len(p.GetRevision()))], fmt.Sprint(p.GetWant()), fmt.Sprint(p.GetReady()),
-						fmt.Sprint(p.GetPreparing()), fmt.Sprint(p.GetClaimed()), p.GetMessage(),
+						fmt.Sprint(p.GetPreparing()), fmt.Sprint(p.GetCreated()), fmt.Sprint(p.GetClaimed()), fmt.Sprint(p.GetWaiting()), p.GetMessage(),
 					})
 				}
-				if err := d.table([]string{"CLASS", "REVISION", "WANT", "READY", "PREPARING", "CLAIMED", "MESSAGE"}, rows); err != nil {
+				if err := d.table([]string{"CLASS", "REVISION", "WANT", "READY", "PREPARING", "CREATED", "CLAIMED", "WAITING", "MESSAGE"}, rows); err != nil {
 					return err
 				}
 				room := r.GetRoom()

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -54,6 +55,7 @@ func preflightInput(cfg config.Agent) preflight.Input {
 	in := preflight.Input{
 		StateDir: cfg.StateDir, RunDir: cfg.RunDir, BPFDir: "/sys/fs/bpf",
 		ContainerdSock: cfg.Containerd.Address, RuncBin: cfg.Containerd.Runtime,
+		Runtimes: cfg.Containerd.Runtimes, RuntimePath: os.Getenv("PATH"),
 		IDBase: cfg.IDs.Base, IDCount: cfg.IDs.Count * env.IDRangeSize,
 		Listen: []string{cfg.API.Listen, cfg.API.Metrics}, Sockets: []string{cfg.API.Socket},
 	}
@@ -62,6 +64,7 @@ func preflightInput(cfg config.Agent) preflight.Input {
 		if in.RuncBin == "" {
 			in.RuncBin = filepath.Join(cfg.Containerd.BinDir, "runc")
 		}
+		in.RuntimePath = cfg.Containerd.BinDir + ":" + in.RuntimePath // as the managed containerd has it
 	}
 	return in
 }

@@ -70,7 +70,7 @@ func newFront(a *agent, service *nodeapi.Service, metrics *rpc.Metrics, state *d
 	f.link, err = agentlink.New(a.log, agentlink.Config{
 		Instance: a.cfg.Instance, Node: a.cfg.Node, Advertise: a.cfg.API.Advertise, Hosts: a.hosts(),
 		Finder: finder, Token: func() (string, error) { return readToken(tokenFile) },
-		Fencer: a.node,
+		Changed: a.node.Changed(), Fencer: a.node,
 	}, dir, service)
 	return f, err
 }

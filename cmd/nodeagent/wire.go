@@ -42,12 +42,14 @@ type agent struct {
 	islands  *netpol.Manager
 	engine   *detect.Engine
 	disks    *disk.Guard
-	store    *snapshot.Store
-	node     *warm.Node
-	api      *api
-	orders   *orders
-	inits    *durable.Dir // copies of envinit
-	initCopy string       // the one for new slots
+	// diskRoots are where containerd and the agent keep what environments write.
+	diskRoots []string
+	store     *snapshot.Store
+	node      *warm.Node
+	api       *api
+	orders    *orders
+	inits     *durable.Dir // copies of envinit
+	initCopy  string       // the one for new slots
 
 	group  *lifecycle.Group
 	stop   context.CancelFunc // ends the group as SIGTERM does
@@ -277,8 +279,9 @@ func (a *agent) openDisks(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	a.diskRoots = []string{root, a.cfg.StateDir}
 	cfg := disk.Config{
-		Paths:   []string{root, a.cfg.StateDir, a.cfg.Snapshots.Dir},
+		Paths:   append(a.diskRoots, a.cfg.Snapshots.Dir),
 		Stall:   func(ctx context.Context, slot env.SlotID, why string) error { return a.node.Stall(ctx, slot, why) },
 		Relieve: func(ctx context.Context) error { return a.node.Relieve(ctx) },
 	}
@@ -306,6 +309,7 @@ func (a *agent) openNode(ctx context.Context, boot string, state *durable.Dir, c
 		Node: cfg.Node, Instance: cfg.Instance, BootID: boot,
 		IDBase: cfg.IDs.Base, IDCount: int(cfg.IDs.Count),
 		MaxSlots: cfg.Limits.Slots, Memory: a.orders.memory(),
+		ColdStarts: cfg.Claims.ColdStarts, Queue: cfg.Claims.Queue,
 		WorkDir:        workDir(cfg),
 		PrepareTimeout: 2 * time.Minute, UndoTimeout: 30 * time.Second,
 	}, state, classes, warm.Parts{
@@ -315,7 +319,7 @@ func (a *agent) openNode(ctx context.Context, boot string, state *durable.Dir, c
 		Inits:     warm.LinuxInits{},
 		Guests:    guestsAdapter{},
 		Detector:  detectorAdapter{a.engine},
-		Disk:      a.disks,
+		Disk:      diskAdapter{Guard: a.disks, runtime: a.runtime, roots: a.diskRoots},
 		Snapshots: a.snapshots(),
 		Pressure:  a.pressure(),
 		Tracer:    tracerAdapter{a.tracing},
@@ -343,7 +347,8 @@ func runtimeConfig(cfg config.Agent) ctrd.Config {
 	return ctrd.Config{
 		Instance: cfg.Instance, Namespace: cfg.Containerd.Namespace, Snapshotter: cfg.Containerd.Snapshotter,
 		Address: cfg.Containerd.Address, BinDir: cfg.Containerd.BinDir, RuntimeBinary: cfg.Containerd.Runtime,
-		Root: filepath.Join(cfg.StateDir, "containerd"), State: filepath.Join(cfg.RunDir, "containerd"),
+		Runtimes: cfg.Containerd.Runtimes,
+		Root:     filepath.Join(cfg.StateDir, "containerd"), State: filepath.Join(cfg.RunDir, "containerd"),
 		SlotsPerShim: cfg.Containerd.SlotsPerShim,
 	}
 }

@@ -31,6 +31,7 @@ type Agent struct {
 	Limits     Limits          `json:"limits"`
 	Defaults   Resources       `json:"defaults"`
 	Refill     Refill          `json:"refill"`
+	Claims     Claims          `json:"claims"`
 	API        AgentAPI        `json:"api"`
 	Controller *ControllerLink `json:"controller,omitempty"`
 	Detection  AgentDetection  `json:"detection"`
@@ -44,11 +45,15 @@ type Agent struct {
 // the agent starts from BinDir and keeps in its own directories. Exactly one of
 // the two is set.
 type Containerd struct {
-	Address     string `json:"address,omitempty"` // path of the socket
-	BinDir      string `json:"binDir,omitempty"`  // has containerd, containerd-shim-runc-v2 and runc
-	Runtime     string `json:"runtime,omitempty"` // path of runc; default binDir's, or what the shim finds
-	Namespace   string `json:"namespace"`
-	Snapshotter string `json:"snapshotter"`
+	Address string `json:"address,omitempty"` // path of the socket
+	BinDir  string `json:"binDir,omitempty"`  // has containerd, containerd-shim-runc-v2 and runc
+	Runtime string `json:"runtime,omitempty"` // path of runc; default binDir's, or what the shim finds
+	// Runtimes are the programs that classes may name besides runc, by their
+	// names there: absolute paths, or names that are looked for in containerd's
+	// PATH. Default is crun.
+	Runtimes    map[string]string `json:"runtimes,omitempty"`
+	Namespace   string            `json:"namespace"`
+	Snapshotter string            `json:"snapshotter"`
 	// SlotsPerShim is how many slots share one shim at most, and die with it.
 	SlotsPerShim int `json:"slotsPerShim"`
 }
@@ -132,6 +137,27 @@ type Refill struct {
 	MemoryPressure int `json:"memoryPressure"`
 	IOPressure     int `json:"ioPressure"`
 }
+
+// Claims bounds what claims that find no ready slot may ask of the node at once.
+type Claims struct {
+	ColdStarts int `json:"coldStarts"` // slots that are made for claims
+	Queue      int `json:"queue"`      // claims that wait
+}
+
+func (c Claims) validate(l *faultList) {
+	if c.ColdStarts < 1 || c.ColdStarts > maxColdStarts {
+		l.addf("claims.coldStarts", "%d: want 1 to %d", c.ColdStarts, maxColdStarts)
+	}
+	if c.Queue < 1 || c.Queue > maxQueue {
+		l.addf("claims.queue", "%d: want 1 to %d", c.Queue, maxQueue)
+	}
+}
+
+// Bounds of Claims. A claim in line costs a goroutine and its request.
+const (
+	maxColdStarts = 256
+	maxQueue      = 10_000
+)
 
 // AgentAPI is where the agent listens.
 type AgentAPI struct {

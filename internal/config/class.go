@@ -32,6 +32,7 @@ func classOf(m *v1alpha1.EnvironmentClass) (env.Class, []fault) {
 		Name:      m.Name,
 		Revision:  rev,
 		Image:     spec.Image,
+		Runtime:   spec.Runtime,
 		Env:       spec.Env,
 		Services:  servicesOf(spec.Services),
 		Readiness: probeOf(spec.Readiness),
@@ -57,6 +58,7 @@ func classOf(m *v1alpha1.EnvironmentClass) (env.Class, []fault) {
 // only place where a class's defaults are, and says what the CRD's do.
 func defaultClass(in v1alpha1.EnvironmentClassSpec) v1alpha1.EnvironmentClassSpec {
 	s := *in.DeepCopy()
+	def(&s.Runtime, env.DefaultRuntime)
 	for i := range s.Services {
 		def(&s.Services[i].Dir, "/")
 		def(&s.Services[i].Start, v1alpha1.StartWhen(env.StartAtBoot))
@@ -70,6 +72,7 @@ func defaultClass(in v1alpha1.EnvironmentClassSpec) v1alpha1.EnvironmentClassSpe
 		}
 	}
 	def(&s.Warm.CheckEvery, &metav1.Duration{Duration: 10 * time.Minute})
+	def(&s.Warm.Wait, &metav1.Duration{Duration: 10 * time.Second})
 	def(&s.Durability, "durable")
 	def(&s.OnPartition, "fence")
 	def(&s.Egress.Mode, v1alpha1.EgressMode(env.EgressInternet))
@@ -83,6 +86,9 @@ func defaultClass(in v1alpha1.EnvironmentClassSpec) v1alpha1.EnvironmentClassSpe
 // keys, quantities and durations in their shortest form.
 func revision(spec v1alpha1.EnvironmentClassSpec) (string, error) {
 	spec.Warm = v1alpha1.Warm{}
+	if spec.Runtime == env.DefaultRuntime {
+		spec.Runtime = "" // as it was before there were others
+	}
 	data, err := json.Marshal(spec)
 	if err != nil {
 		return "", err

@@ -30,6 +30,7 @@ const (
 	maxPIDs        = 1 << 22 // PID_MAX_LIMIT, include/linux/threads.h
 	minWarmAge     = time.Minute
 	minWarmCheck   = time.Second
+	maxWarmWait    = 30 * time.Second // a controller gives a node a minute for a claim, a cold start included
 	maxProbeTime   = time.Hour
 	minProbePause  = 10 * time.Millisecond
 	minTimeToLive  = time.Second
@@ -49,6 +50,7 @@ func validateMeta(l *faultList, m *v1alpha1.EnvironmentClass) {
 
 func validateSpec(l *faultList, s v1alpha1.EnvironmentClassSpec) {
 	checkImage(l, s.Image)
+	checkRuntime(l, "spec.runtime", s.Runtime)
 	checkEnv(l, "spec.env", s.Env)
 	checkServices(l, s.Services)
 	checkReadiness(l, s.Readiness)
@@ -79,6 +81,12 @@ func checkImage(l *faultList, image string) {
 		l.addf("spec.image", "is missing: name an image, such as registry.example.com/agents/base:1.4")
 	case len(image) > 512 || !imagePattern().MatchString(image):
 		l.addf("spec.image", "%.128q is not an image reference such as registry.example.com/agents/base:1.4", image)
+	}
+}
+
+func checkRuntime(l *faultList, at, name string) {
+	if !isLabel(name) {
+		l.addf(at, "%.64q is not a runtime's name such as runc or crun: want 1 to 63 characters of a-z, 0-9 and inner dashes", name)
 	}
 }
 
@@ -210,11 +218,17 @@ func checkWarm(l *faultList, w v1alpha1.Warm) {
 	if w.Slots < 0 || w.Slots > maxSlots {
 		l.addf("spec.warm.slots", "%d: want 0 to %d", w.Slots, maxSlots)
 	}
+	if w.Created < 0 || w.Created > maxSlots {
+		l.addf("spec.warm.created", "%d: want 0 to %d", w.Created, maxSlots)
+	}
 	if w.MaxAge != nil && w.MaxAge.Duration < minWarmAge {
 		l.addf("spec.warm.maxAge", "%s: want at least %s, or no maxAge at all", w.MaxAge.Duration, minWarmAge)
 	}
 	if d := w.CheckEvery.Duration; d != 0 && d < minWarmCheck {
 		l.addf("spec.warm.checkEvery", "%s: want at least %s, or 0s for never", d, minWarmCheck)
+	}
+	if d := w.Wait.Duration; d < 0 || d > maxWarmWait {
+		l.addf("spec.warm.wait", "%s: want at most %s, or 0s for not at all: callers and controllers do not wait for longer", d, maxWarmWait)
 	}
 	if w.RollEvery != nil && w.RollEvery.Duration < 0 {
 		l.addf("spec.warm.rollEvery", "%s: want more than 0, or no rollEvery at all", w.RollEvery.Duration)

@@ -35,9 +35,10 @@ func TestAFullManifestBecomesAClass(t *testing.T) {
 	}
 	got.Revision = ""
 	want := env.Class{
-		Name:  "full",
-		Image: "registry.example.com/agents/python:3.13",
-		Env:   map[string]string{"LANG": "C.UTF-8"},
+		Name:    "full",
+		Image:   "registry.example.com/agents/python:3.13",
+		Runtime: "crun",
+		Env:     map[string]string{"LANG": "C.UTF-8"},
 		Services: []env.Service{
 			{Name: "db", Command: []string{"/usr/bin/postgres", "-D", "/data"}, Dir: "/data", Start: env.StartAtBoot, Restart: env.RestartAlways},
 			{Name: "web", Command: []string{"/app/serve"}, Dir: "/", Env: map[string]string{"PORT": "8080"}, Start: env.StartAfterClaim, Restart: env.RestartNever},
@@ -45,9 +46,9 @@ func TestAFullManifestBecomesAClass(t *testing.T) {
 		Readiness: env.Probe{HTTP: &env.HTTPProbe{Port: 8080, Path: "/healthz"}, Timeout: time.Minute, Interval: 100 * time.Millisecond},
 		Resources: env.Resources{
 			CPUMillis: 1500, CPUBurstMillis: 1000, CPUWeight: 300, MemoryBytes: 2 << 30, MemoryHighBytes: 1800 << 20, SwapBytes: 512 << 20, PIDs: 512,
-			IO: env.IOLimits{ReadBytes: 100 << 20, WriteBytes: 50 << 20, ReadOps: 2000, WriteOps: 1000}, OpenFiles: 4096,
+			IO: env.IOLimits{ReadBytes: 100 << 20, WriteBytes: 50 << 20, ReadOps: 2000, WriteOps: 1000}, DiskBytes: 20 << 30, OpenFiles: 4096,
 		},
-		Warm: env.WarmPolicy{Slots: 4, MaxAge: 24 * time.Hour, CheckEvery: 15 * time.Minute, RollEvery: 30 * time.Second, Deflate: true},
+		Warm: env.WarmPolicy{Slots: 4, Created: 2, MaxAge: 24 * time.Hour, Wait: 20 * time.Second, CheckEvery: 15 * time.Minute, RollEvery: 30 * time.Second, Deflate: true},
 		Egress: env.EgressPolicy{
 			Mode: env.EgressAllow,
 			Allow: []env.EgressRule{
@@ -78,19 +79,21 @@ func TestRevisionFollowsTheMeaningOfASpecification(t *testing.T) {
 	}
 	base := rev(spec("  resources: {cpu: 1}\n  egress: {mode: internet}\n"))
 	for what, same := range map[string]string{
-		"another spelling":  spec("  resources: {cpu: 1000m}\n"),
-		"a default spelled": spec("  egress:\n    mode: internet\n  resources:\n    cpu: \"1\"\n"),
-		"the warm policy":   spec("  resources: {cpu: 1}\n  warm: {slots: 9}\n"),
-		"labels":            strings.Replace(spec("  resources: {cpu: 1}\n"), "{name: base}", "{name: base, labels: {a: b}}", 1),
+		"another spelling":    spec("  resources: {cpu: 1000m}\n"),
+		"a default spelled":   spec("  egress:\n    mode: internet\n  resources:\n    cpu: \"1\"\n"),
+		"the warm policy":     spec("  resources: {cpu: 1}\n  warm: {slots: 9}\n"),
+		"the default runtime": spec("  resources: {cpu: 1}\n  runtime: runc\n"),
+		"labels":              strings.Replace(spec("  resources: {cpu: 1}\n"), "{name: base}", "{name: base, labels: {a: b}}", 1),
 	} {
 		if rev(same) != base {
 			t.Errorf("%s changed the revision", what)
 		}
 	}
 	for what, other := range map[string]string{
-		"cpu":    spec("  resources: {cpu: 2}\n"),
-		"env":    spec("  resources: {cpu: 1}\n  env: {A: b}\n"),
-		"egress": spec("  resources: {cpu: 1}\n  egress: {mode: none}\n"),
+		"cpu":     spec("  resources: {cpu: 2}\n"),
+		"env":     spec("  resources: {cpu: 1}\n  env: {A: b}\n"),
+		"egress":  spec("  resources: {cpu: 1}\n  egress: {mode: none}\n"),
+		"runtime": spec("  resources: {cpu: 1}\n  runtime: crun\n"),
 	} {
 		if rev(other) == base {
 			t.Errorf("another %s left the revision as it was", what)
@@ -111,6 +114,7 @@ func TestBadManifestsNameLineKeyAndMend(t *testing.T) {
 		"no name":             {"apiVersion: hearth.run/v1alpha1\nkind: EnvironmentClass\nspec: {image: x}\n", []string{"metadata.name"}},
 		"bad name":            {strings.Replace(minimal, "name: base", "name: Base_1", 1), []string{":3:", "metadata.name", "not a class name"}},
 		"namespace":           {strings.Replace(minimal, "name: base", "name: base, namespace: x", 1), []string{"classes have no namespace"}},
+		"bad runtime":         {spec("  runtime: io.containerd.runsc.v1\n"), []string{":6:", "spec.runtime", "not a runtime's name such as runc or crun"}},
 		"bad image":           {strings.Replace(minimal, "example.com/base:1", "Not An Image", 1), []string{":4:", "not an image reference"}},
 		"bad variable":        {spec("  env: {1A: x}\n"), []string{"spec.env", "not a variable's name"}},
 		"number variable":     {spec("  env: {A: 1}\n"), []string{"spec.env.A: want text, have the number 1"}},
@@ -134,6 +138,7 @@ func TestBadManifestsNameLineKeyAndMend(t *testing.T) {
 		"mark above memory":   {spec("  resources: {memory: 1Gi, memoryHigh: 2Gi}\n"), []string{"spec.resources.memoryHigh"}},
 		"negative swap":       {spec("  resources: {swap: -1}\n"), []string{"spec.resources.swap: -1: want 0"}},
 		"heavy weight":        {spec("  resources: {cpuWeight: 10001}\n"), []string{"spec.resources.cpuWeight: 10001: want 1 to 10000"}},
+		"little disk":         {spec("  resources: {disk: 1Mi}\n"), []string{"spec.resources.disk: 1Mi: want 16Mi"}},
 		"few files":           {spec("  resources: {openFiles: 3}\n"), []string{"spec.resources.openFiles: 3: want 64"}},
 		"empty io":            {spec("  resources: {io: {}}\n"), []string{"spec.resources.io: is empty"}},
 		"slow io":             {spec("  resources: {io: {writeBytes: 1}}\n"), []string{"spec.resources.io.writeBytes: 1 a second: want 64Ki"}},
@@ -143,6 +148,9 @@ func TestBadManifestsNameLineKeyAndMend(t *testing.T) {
 		"unknown trait":       {spec("  hygiene: {keep: [face]}\n"), []string{"spec.hygiene.keep[0]", "want hostname, hosts, machineId, sshHostKeys or randomSeed"}},
 		"trait twice":         {spec("  hygiene: {keep: [hosts, hosts]}\n"), []string{"is there twice"}},
 		"short check":         {spec("  warm: {checkEvery: 1ms}\n"), []string{"spec.warm.checkEvery", "0s for never"}},
+		"too patient":         {spec("  warm: {wait: 31s}\n"), []string{"spec.warm.wait", "at most 30s"}},
+		"negative wait":       {spec("  warm: {wait: -1s}\n"), []string{"spec.warm.wait"}},
+		"negative created":    {spec("  warm: {created: -1}\n"), []string{"spec.warm.created"}},
 		"negative roll":       {spec("  warm: {rollEvery: -1s}\n"), []string{"spec.warm.rollEvery"}},
 		"short age":           {spec("  warm: {maxAge: 1s}\n"), []string{"spec.warm.maxAge"}},
 		"bad mode":            {spec("  egress: {mode: all}\n"), []string{"want internet, none or allow"}},

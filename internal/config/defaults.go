@@ -35,6 +35,9 @@ func defaultAgent(a Agent, host Host) Agent {
 	} else {
 		def(&a.Containerd.Runtime, filepath.Join(a.Containerd.BinDir, "runc"))
 	}
+	if len(a.Containerd.Runtimes) == 0 {
+		a.Containerd.Runtimes = map[string]string{"crun": "crun"}
+	}
 	def(&a.Containerd.Namespace, a.Instance)
 	def(&a.Containerd.Snapshotter, "overlayfs")
 	def(&a.Containerd.SlotsPerShim, 8)
@@ -60,6 +63,8 @@ func defaultAgent(a Agent, host Host) Agent {
 	def(&a.Refill.CPUPressure, 90)
 	def(&a.Refill.MemoryPressure, 25)
 	def(&a.Refill.IOPressure, 75)
+	def(&a.Claims.ColdStarts, 4)
+	def(&a.Claims.Queue, 256)
 	def(&a.API.Listen, ":7401")
 	def(&a.API.Advertise, net.JoinHostPort(cmp.Or(host.Address, a.Node), portOf(a.API.Listen)))
 	def(&a.API.Metrics, "127.0.0.1:7402")

@@ -13,7 +13,7 @@ func resourcesOf(r v1alpha1.Resources) env.Resources {
 	out := env.Resources{
 		CPUMillis: millisOf(r.CPU), CPUBurstMillis: millisOf(r.CPUBurst), CPUWeight: valueOf(r.CPUWeight),
 		MemoryBytes: bytesOf(r.Memory), MemoryHighBytes: bytesOf(r.MemoryHigh), SwapBytes: bytesOf(r.Swap),
-		PIDs: valueOf(r.PIDs), OpenFiles: valueOf(r.OpenFiles),
+		PIDs: valueOf(r.PIDs), DiskBytes: bytesOf(r.Disk), OpenFiles: valueOf(r.OpenFiles),
 	}
 	if io := r.IO; io != nil {
 		out.IO = env.IOLimits{
@@ -90,6 +90,7 @@ const (
 	maxOpenFiles = 1 << 20 // fs.nr_open's default, fs/file.c
 	maxWeight    = 10_000  // CGROUP_WEIGHT_MAX, include/linux/cgroup.h
 	minIOBytes   = 64 << 10
+	minDisk      = 16 << 20
 	maxIOOps     = 1<<32 - 1
 )
 
@@ -126,6 +127,9 @@ func checkResources(l *faultList, r v1alpha1.Resources) {
 	between("openFiles", r.OpenFiles, minOpenFiles, maxOpenFiles)
 	if r.Swap != nil && (r.Swap.Sign() < 0 || got.SwapBytes > maxMemory) {
 		l.addf(at+".swap", "%s: want 0 to %dTi", r.Swap, maxMemory>>40)
+	}
+	if r.Disk != nil && (got.DiskBytes < minDisk || got.DiskBytes > maxMemory) {
+		l.addf(at+".disk", "%s: want %dMi to %dTi", r.Disk, minDisk>>20, maxMemory>>40)
 	}
 	checkIO(l, at+".io", r.IO)
 }

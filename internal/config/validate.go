@@ -60,6 +60,7 @@ func (a Agent) validate() []fault {
 			l.addf("refill."+p.key, "%d: want 1 to 100 percent", p.percent)
 		}
 	}
+	a.Claims.validate(&l)
 	l.listen("api.listen", a.API.Listen)
 	l.hostPort("api.advertise", a.API.Advertise)
 	l.listen("api.metrics", a.API.Metrics)
@@ -106,6 +107,18 @@ func (c Containerd) validate(l *faultList) {
 	}
 	if c.Runtime != "" {
 		l.absPath("containerd.runtime", c.Runtime)
+	}
+	for name, program := range c.Runtimes {
+		at := "containerd.runtimes." + name
+		checkRuntime(l, at, name)
+		switch {
+		case name == env.DefaultRuntime:
+			l.addf(at, "is always there: its path is containerd.runtime")
+		case strings.Contains(program, "/"):
+			l.absPath(at, program)
+		case program == "" || strings.ContainsRune(program, 0):
+			l.addf(at, "%.64q is no program: give its name or its absolute path", program)
+		}
 	}
 	// containerd's identifiers (pkg/identifiers): the instance's form is narrower.
 	l.instance("containerd.namespace", c.Namespace)

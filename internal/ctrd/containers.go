@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"time"
 
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types/runc/options"
@@ -31,6 +32,10 @@ func (r *Runtime) Create(ctx context.Context, s Spec) (pid int, err error) {
 	if err := host.refuse(s.Class.Resources); err != nil {
 		return 0, fmt.Errorf("%s: %w", op, err)
 	}
+	program, err := r.program(ctx, s.Class.Runtime)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", op, err)
+	}
 	ctx, err = r.leased(r.namespaced(ctx), s.Slot)
 	if err != nil {
 		return 0, r.fail(op, err)
@@ -39,7 +44,7 @@ func (r *Runtime) Create(ctx context.Context, s Spec) (pid int, err error) {
 	if err != nil {
 		return 0, r.fail(op, err)
 	}
-	leader, made := r.shims.join(s.Slot)
+	leader, made := r.shims.join(s.Slot, nameOf(s.Class.Runtime))
 	defer func() { made(err == nil) }()
 	s.shim = leader
 	oci := ociSpec(s, host)
@@ -48,11 +53,11 @@ func (r *Runtime) Create(ctx context.Context, s Spec) (pid int, err error) {
 		labels = map[string]string{}
 	}
 	maps.Copy(labels, r.instanceLabels())
-	labels[labelShim] = string(leader)
+	labels[labelShim], labels[labelRuntime] = string(leader), nameOf(s.Class.Runtime)
 	c, err := r.client.NewContainer(ctx, string(s.Slot),
 		client.WithSpec(&oci),
 		client.WithContainerLabels(labels),
-		client.WithRuntime(runtimeName, &options.Options{BinaryName: r.cfg.RuntimeBinary, Root: r.cfg.runcRoot(), SystemdCgroup: false}))
+		client.WithRuntime(runtimeName, &options.Options{BinaryName: program, Root: r.cfg.runcRoot(), SystemdCgroup: false}))
 	if err != nil {
 		return 0, r.fail(op, err)
 	}
@@ -60,6 +65,7 @@ func (r *Runtime) Create(ctx context.Context, s Spec) (pid int, err error) {
 	// that our overlay options hold. The slot's lease holds the snapshot.
 	task, err := c.NewTask(ctx, cio.NullIO, client.WithRootFS(withOverlayOptions(mounts)))
 	if err != nil {
+		r.found.doubt(nameOf(s.Class.Runtime))
 		return 0, r.fail(op, err)
 	}
 	return int(task.Pid()), nil
@@ -83,6 +89,12 @@ func (r *Runtime) Delete(ctx context.Context, slot env.SlotID) error {
 	if err := r.deleteContainer(ctx, slot); err != nil {
 		return r.fail(op, err)
 	}
+	if err := r.removeBundle(ctx, slot); err != nil {
+		return r.fail(op+": remove what its shim left", err)
+	}
+	if err := r.emptyRootfs(ctx, slot); err != nil {
+		return r.fail(op+": remove what it wrote", err)
+	}
 	if err := r.snapshots().Remove(ctx, string(slot)); err != nil && !errdefs.IsNotFound(err) {
 		return r.fail(op+": remove root file system", err)
 	}
@@ -95,7 +107,29 @@ func (r *Runtime) Delete(ctx context.Context, slot env.SlotID) error {
 	return nil
 }
 
-func (r *Runtime) deleteContainer(ctx context.Context, slot env.SlotID) error {
+// A shim ends with its last container, also under the hands of whoever deletes
+// another one of it at that moment ("ttrpc: closed"): a moment later containerd
+// knows that both are gone.
+const (
+	deleteTries = 6
+	deletePause = 30 * time.Millisecond // doubled each time
+)
+
+func (r *Runtime) deleteContainer(ctx context.Context, slot env.SlotID) (err error) {
+	for try := range deleteTries {
+		if err = r.tryDeleteContainer(ctx, slot); err == nil || errdefs.IsUnavailable(err) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(deletePause << try):
+		}
+	}
+	return err
+}
+
+func (r *Runtime) tryDeleteContainer(ctx context.Context, slot env.SlotID) error {
 	c, err := r.client.LoadContainer(ctx, string(slot))
 	if errdefs.IsNotFound(err) {
 		return nil
@@ -107,13 +141,21 @@ func (r *Runtime) deleteContainer(ctx context.Context, slot env.SlotID) error {
 	if err == nil {
 		_, err = task.Delete(ctx, client.WithProcessKill)
 	}
-	if err != nil && !errdefs.IsNotFound(err) {
+	if err != nil && !errdefs.IsNotFound(err) && !hasNoTask(ctx, c) {
 		return fmt.Errorf("delete task: %w", err)
 	}
 	if err := c.Delete(ctx); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("delete container: %w", err)
 	}
 	return nil
+}
+
+// hasNoTask reports whether a task is gone although its deletion gave an error. A
+// shim ends with the last of its containers, and when two go at once it may do so
+// before it has answered for the other (containerd's shimTask.delete).
+func hasNoTask(ctx context.Context, c client.Container) bool {
+	_, err := c.Task(ctx, nil)
+	return errdefs.IsNotFound(err)
 }
 
 // List returns every container of this instance and, as orphans without labels,

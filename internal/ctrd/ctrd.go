@@ -27,6 +27,9 @@ type Config struct {
 	SlotsPerShim int
 
 	RuntimeBinary string // runc; "" is BinDir's, or what a given containerd's shim finds in PATH
+	// Runtimes are the programs that classes may name besides runc: names and paths,
+	// or names that containerd's shim finds in its PATH.
+	Runtimes map[string]string
 	// CertsDir has the registries' certificates and mirrors, laid out as
 	// containerd's certs.d; "" is /etc/containerd/certs.d.
 	CertsDir string
@@ -65,7 +68,7 @@ type Mount struct {
 type Spec struct {
 	Slot  env.SlotID
 	Image Image
-	Class env.Class // Env, which wins over the image's, and Resources are read; zero resources set no limit here
+	Class env.Class // Runtime, Env, which wins over the image's, and Resources are read; zero resources set no limit here
 	IDs   env.IDRange
 
 	UserNS string // "/proc/<child>/ns/user": its maps must be IDs exactly

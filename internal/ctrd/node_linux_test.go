@@ -36,7 +36,9 @@ type node struct {
 	r    *Runtime
 	tree *cgroups.Tree
 	init string
-	next atomic.Uint32 // id ranges given out
+	// runtime makes the containers; "" is runc.
+	runtime string
+	next    atomic.Uint32 // id ranges given out
 }
 
 func binDir(t testing.TB) string {
@@ -69,7 +71,7 @@ func startNode(t testing.TB) *node {
 	}
 	n := &node{t: t, dir: dir, init: buildProbe(t, dir, "probe", runtime.GOARCH), cfg: Config{
 		Instance: "hearth", BinDir: bin, Root: dir + "/root", State: dir + "/state",
-		RuntimeBinary: filepath.Join(bin, "runc"),
+		RuntimeBinary: filepath.Join(bin, "runc"), Runtimes: map[string]string{"crun": "crun"},
 	}}
 	t.Cleanup(func() { n.cleanUp() })
 	n.tree, err = cgroups.Open(cgroups.Config{Root: "/hctrd-" + strconv.Itoa(os.Getpid())}, slog.New(slog.DiscardHandler))
@@ -84,6 +86,21 @@ func startNode(t testing.TB) *node {
 		t.Fatalf("import = %v, %v", refs, err)
 	}
 	return n
+}
+
+// eachRuntime runs a test of what containers are on every runtime that make deps
+// installs. The subtests say which really ran.
+func eachRuntime(t *testing.T, test func(t *testing.T, n *node)) {
+	t.Helper()
+	for _, name := range []string{env.DefaultRuntime, "crun"} {
+		t.Run(name, func(t *testing.T) {
+			n := startNode(t)
+			if n.runtime = name; name == "crun" {
+				kerneltest.HideUnifiedControllers(t)
+			}
+			test(t, n)
+		})
+	}
 }
 
 func buildProbe(t testing.TB, dir, name, arch string) string {
@@ -190,7 +207,7 @@ func (n *node) prepare() *machine {
 	child, netns := namespacesFor(n.t, ids)
 	return &machine{g: g, fs: fs, spec: Spec{
 		Slot: slot, Image: img, IDs: ids,
-		Class:  env.Class{Env: map[string]string{"FROM": "class"}, Resources: env.Resources{CPUMillis: 500, MemoryBytes: 128 << 20, PIDs: 64}},
+		Class:  env.Class{Runtime: n.runtime, Env: map[string]string{"FROM": "class"}, Resources: env.Resources{CPUMillis: 500, MemoryBytes: 128 << 20, PIDs: 64}},
 		UserNS: fmt.Sprintf("/proc/%d/ns/user", child.Process.Pid), NetNS: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), netns.Fd()),
 		CgroupsPath: g.ContainerPath(), InitPath: n.init, Hostname: "box", Labels: map[string]string{"class": "c"},
 	}, free: func() { _ = child.Process.Kill(); _ = child.Wait(); _ = netns.Close() }}

@@ -2,10 +2,14 @@ package ctrd
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
+	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/leases"
+	"golang.org/x/sys/unix"
 
 	"hearth/internal/env"
 )
@@ -61,4 +65,43 @@ func TestNodeACallersLabelDoesNotHideASlot(t *testing.T) {
 		t.Errorf("list = %+v, %v", list, err)
 	}
 	n.release(m)
+}
+
+// A shim ends with its last container, and when several are deleted at once it may do
+// so under the hands of one deletion. Here it is killed there.
+func TestNodeAShimThatEndsUnderADeletionHindersNone(t *testing.T) {
+	n := startNode(t)
+	for i := range 8 {
+		m := n.run()
+		if err := m.g.Kill(t.Context()); err != nil {
+			t.Error(err)
+		}
+		shim := shimOf(t, m.spec.Slot)
+		deleted := make(chan error, 1)
+		go func() { deleted <- n.r.Delete(t.Context(), m.spec.Slot) }()
+		time.Sleep(time.Duration(i) * 4 * time.Millisecond)
+		if err := unix.Kill(shim, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			t.Error(err)
+		}
+		if err := <-deleted; err != nil {
+			t.Errorf("deleted %d ms before its shim's end: %v", i*4, err)
+		}
+		n.release(m)
+	}
+	if left, _ := filepath.Glob(filepath.Join(n.r.cfg.runcRoot(), "*", "s-*")); len(left) > 0 {
+		t.Errorf("the runtime remembers %v", left)
+	}
+}
+
+// shimOf is the process that was started for the slot.
+func shimOf(t *testing.T, slot env.SlotID) int {
+	t.Helper()
+	for _, p := range processesNaming("\x00-id\x00" + string(slot) + "\x00") {
+		var pid int
+		if _, err := fmt.Sscanf(p, "/proc/%d/", &pid); err == nil {
+			return pid
+		}
+	}
+	t.Fatalf("no shim of slot %s", slot)
+	return 0
 }

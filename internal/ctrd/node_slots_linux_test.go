@@ -18,8 +18,10 @@ import (
 	"hearth/internal/env"
 )
 
-func TestNodeRootInsideIsNobodyOutside(t *testing.T) {
-	n := startNode(t)
+func TestNodeRootInsideIsNobodyOutside(t *testing.T) { eachRuntime(t, rootInsideIsNobodyOutside) }
+
+func rootInsideIsNobodyOutside(t *testing.T, n *node) {
+	t.Helper()
 	a, b := n.run(), n.run()
 	rep := n.report(a)
 	n.report(b)
@@ -58,8 +60,10 @@ func TestNodeRootInsideIsNobodyOutside(t *testing.T) {
 	n.release(b)
 }
 
-func TestNodeSeccompAndCapabilitiesRefuse(t *testing.T) {
-	n := startNode(t)
+func TestNodeSeccompAndCapabilitiesRefuse(t *testing.T) { eachRuntime(t, seccompAndCapabilitiesRefuse) }
+
+func seccompAndCapabilitiesRefuse(t *testing.T, n *node) {
+	t.Helper()
 	m := n.run()
 	rep := n.report(m)
 	for _, c := range []string{"socket unix", "socket inet", "socket inet6", "socket netlink", "socket ping", "socketpair unix", "write file", "chown", "lower file", "fallocate punch"} {
@@ -94,10 +98,14 @@ func TestNodeSeccompAndCapabilitiesRefuse(t *testing.T) {
 // 32-bit programs have system calls of their own, and socketcall, whose
 // arguments no filter can see.
 func TestNodeSeccompHoldsFor32BitProgramsToo(t *testing.T) {
+	eachRuntime(t, seccompHoldsFor32BitProgramsToo)
+}
+
+func seccompHoldsFor32BitProgramsToo(t *testing.T, n *node) {
+	t.Helper()
 	if runtime.GOARCH != "amd64" {
 		t.Skip("32-bit calls are tried on amd64 only")
 	}
-	n := startNode(t)
 	n.init = buildProbe(t, n.dir, "probe32", "386")
 	if b, err := exec.Command(n.init).CombinedOutput(); err != nil {
 		t.Skipf("kerneltest: skip: the kernel runs no 32-bit programs: %v\n%s", err, b)
@@ -126,8 +134,10 @@ func TestNodeSeccompHoldsFor32BitProgramsToo(t *testing.T) {
 	n.release(m)
 }
 
-func TestNodeLimitsAreThoseOfTheClass(t *testing.T) {
-	n := startNode(t)
+func TestNodeLimitsAreThoseOfTheClass(t *testing.T) { eachRuntime(t, limitsAreThoseOfTheClass) }
+
+func limitsAreThoseOfTheClass(t *testing.T, n *node) {
+	t.Helper()
 	m := n.run()
 	n.report(m)
 	found := 0
@@ -158,7 +168,11 @@ func TestNodeLimitsAreThoseOfTheClass(t *testing.T) {
 }
 
 func TestNodeFrozenSlotIsListedRunningKilledAndDeleted(t *testing.T) {
-	n := startNode(t)
+	eachRuntime(t, frozenSlotIsListedRunningKilledAndDeleted)
+}
+
+func frozenSlotIsListedRunningKilledAndDeleted(t *testing.T, n *node) {
+	t.Helper()
 	m := n.run()
 	n.report(m)
 	if err := m.g.Freeze(t.Context()); err != nil {
@@ -173,7 +187,11 @@ func TestNodeFrozenSlotIsListedRunningKilledAndDeleted(t *testing.T) {
 }
 
 func TestNodeUpperFilledBeforeCreateIsSeenInside(t *testing.T) {
-	n := startNode(t)
+	eachRuntime(t, upperFilledBeforeCreateIsSeenInside)
+}
+
+func upperFilledBeforeCreateIsSeenInside(t *testing.T, n *node) {
+	t.Helper()
 	m := n.prepare()
 	if err := os.WriteFile(filepath.Join(m.fs.Upper, "restored"), []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
@@ -190,7 +208,12 @@ func TestNodeUpperFilledBeforeCreateIsSeenInside(t *testing.T) {
 		t.Error(err)
 	}
 	mounts, _ := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", m.pid))
-	root, _, _ := strings.Cut(string(mounts), "\n")
+	root := ""
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); len(f) > 4 && f[4] == "/" {
+			root = line
+		}
+	}
 	if !strings.Contains(root, "redirect_dir=nofollow") || strings.Contains(root, "metacopy=on") {
 		t.Errorf("root mount: %s", root)
 	}

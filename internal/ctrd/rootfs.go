@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/plugins"
 	"github.com/containerd/errdefs"
 
+	"hearth/internal/durable"
 	"hearth/internal/env"
 )
 
@@ -67,6 +68,25 @@ func (r *Runtime) Rootfs(ctx context.Context, slot env.SlotID) (Rootfs, error) {
 		return Rootfs{}, r.fail("find root file system of slot "+string(slot), err)
 	}
 	return parseOverlay(mounts)
+}
+
+// emptyRootfs removes what a slot has written, which is whatever it liked to write:
+// millions of files, or directories below each other without end. containerd does
+// that with a descriptor for each level, and while it removes a snapshot it makes
+// no other. What has no overlay is containerd's to remove.
+func (r *Runtime) emptyRootfs(ctx context.Context, slot env.SlotID) error {
+	mounts, err := r.snapshots().Mounts(ctx, string(slot))
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	fs, err := parseOverlay(mounts)
+	if err != nil {
+		return nil //nolint:nilerr // a snapshotter of another kind
+	}
+	return durable.RemoveAll(ctx, fs.Upper)
 }
 
 func (r *Runtime) snapshots() snapshots.Snapshotter {

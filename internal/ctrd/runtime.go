@@ -26,6 +26,7 @@ type Runtime struct {
 	log    *slog.Logger
 	client *client.Client
 	shims  *shims
+	found  foundRuntimes
 }
 
 // Open connects to containerd. With Config.BinDir it first starts a containerd

@@ -34,7 +34,8 @@ type shims struct {
 
 // shim is one, as far as it matters to who comes and goes.
 type shim struct {
-	leader env.SlotID
+	leader  env.SlotID
+	runtime string // that of all its containers
 	// open lets others in: its leader's task was made. Before, another one would
 	// start a second shim.
 	open    bool
@@ -49,12 +50,12 @@ func newShims(most int) *shims {
 }
 
 // adopt notes a container that is there already.
-func (s *shims) adopt(slot, leader env.SlotID) {
+func (s *shims) adopt(slot, leader env.SlotID, runtime string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g := s.leaders[leader]
 	if g == nil {
-		g = &shim{leader: leader}
+		g = &shim{leader: leader, runtime: runtime}
 		s.leaders[leader] = g
 	}
 	g.open = true
@@ -70,19 +71,19 @@ func (s *shims) enter(g *shim, slot env.SlotID) {
 }
 
 // join finds a place for a container that is about to be created, in the fullest
-// shim that has one, or in one of its own. made must be called once it was created,
+// shim of its runtime that has one, or in one of its own. made must be called once it was created,
 // or was not: then nothing more goes there.
-func (s *shims) join(slot env.SlotID) (leader env.SlotID, made func(ok bool)) {
+func (s *shims) join(slot env.SlotID, runtime string) (leader env.SlotID, made func(ok bool)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var g *shim
 	for _, other := range s.leaders {
-		if other.open && !other.failed && other.members < s.most && (g == nil || other.members > g.members) {
+		if other.runtime == runtime && other.open && !other.failed && other.members < s.most && (g == nil || other.members > g.members) {
 			g = other
 		}
 	}
 	if g == nil {
-		g = &shim{leader: slot}
+		g = &shim{leader: slot, runtime: runtime}
 		s.leaders[slot] = g
 	}
 	s.enter(g, slot)
@@ -174,7 +175,7 @@ func (r *Runtime) adoptShims(ctx context.Context) error {
 		if err != nil {
 			leader = slot // of an agent that gave each its own
 		}
-		r.shims.adopt(slot, leader)
+		r.shims.adopt(slot, leader, nameOf(rec.Labels[labelRuntime]))
 	}
 	return nil
 }

@@ -49,7 +49,7 @@ var readonlyPaths = []string{
 func ociSpec(s Spec, l limits) specs.Spec {
 	ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: s.IDs.Base, Size: s.IDs.Size}}
 	spec := specs.Spec{
-		Version:  specs.Version,
+		Version:  specVersion(s.Class.Resources),
 		Root:     &specs.Root{Path: "rootfs"},
 		Hostname: s.Hostname,
 		Process:  process(s, l),
@@ -83,6 +83,15 @@ func ociSpec(s Spec, l limits) specs.Spec {
 	}
 	spec.Linux.Seccomp = seccompProfile(&spec)
 	return spec
+}
+
+// specVersion is the least version of the runtime specification that has all that
+// is said: older runtimes refuse newer ones, even for what they know.
+func specVersion(r env.Resources) string {
+	if r.CPUBurstMillis > 0 {
+		return "1.1.0"
+	}
+	return "1.0.2"
 }
 
 func process(s Spec, l limits) *specs.Process {

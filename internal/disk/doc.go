@@ -22,6 +22,7 @@
 //   - A filesystem that cannot be looked at is an error that is told, and counts
 //     as it was seen last.
 //
-// The package refuses to judge which files could go, and it is no quota: an
-// environment may use whatever is not kept free.
+// Beside the guard, Quotas bound what one slot's files take where the filesystem
+// counts by project. Without them an environment may use whatever is not kept free.
+// The package refuses to judge which files could go.
 package disk

@@ -10,7 +10,8 @@
 // Steps: a replaced or created file has write, sync, rename (link where it must
 // not exist yet) and syncdir; a removal has remove and syncdir, of a whole tree
 // rename, syncdir and remove; an append has write, and truncate if it must be
-// undone; a log's sync has sync.
+// undone; a log's sync has sync. RemoveAll has none: it is for trees that nobody
+// needs any more, of which a crash may leave any part.
 //
 // Invariants: a name that List shows is complete. What a call acknowledged
 // without an error is on stable storage, except a Log's Append, which is in the

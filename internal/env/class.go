@@ -10,6 +10,7 @@ type Class struct {
 	Name      string
 	Revision  string // hex digest of the specification; equal specs, equal revisions
 	Image     string // OCI reference as it is known to containerd
+	Runtime   string // name of what makes the containers; "" is DefaultRuntime
 	Env       map[string]string
 	Services  []Service
 	Readiness Probe
@@ -27,6 +28,9 @@ type Class struct {
 	// controller, which gives up that only one generation ever runs.
 	RunOnPartition bool
 }
+
+// DefaultRuntime makes the containers of classes that name none.
+const DefaultRuntime = "runc"
 
 // StartWhen says when envinit starts a service.
 type StartWhen string
@@ -82,8 +86,14 @@ type HTTPProbe struct {
 
 // WarmPolicy sizes the class's pool on one node.
 type WarmPolicy struct {
-	Slots  int           // ready slots to keep; 0 means every claim is cold
-	MaxAge time.Duration // an older ready slot is replaced; 0 means never
+	Slots int // ready slots to keep; 0 means every claim is cold
+	// Created is how many slots to keep beside them that have everything that needs no
+	// container: they shorten restores, cold claims and refill.
+	Created int
+	MaxAge  time.Duration // an older ready slot is replaced; 0 means never
+	// Wait is how long a claim that finds no ready slot waits for one, or for its turn
+	// to have one made; 0 means not at all.
+	Wait time.Duration
 	// CheckEvery is how old the proof of a ready slot's readiness may become
 	// before the slot is probed again; 0 means never.
 	CheckEvery time.Duration

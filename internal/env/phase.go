@@ -6,6 +6,7 @@ type SlotPhase string
 // The phases of a slot, in order.
 const (
 	SlotPreparing SlotPhase = "preparing"
+	SlotCreated   SlotPhase = "created" // laid out: nothing is mounted, nothing runs
 	SlotReady     SlotPhase = "ready"
 	SlotClaimed   SlotPhase = "claimed"
 )

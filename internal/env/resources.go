@@ -25,6 +25,9 @@ type Resources struct {
 
 	PIDs int64
 	IO   IOLimits `json:",omitzero"`
+	// DiskBytes bounds what the environment's own files take, on each filesystem that
+	// holds some. 0 is no bound.
+	DiskBytes int64 `json:",omitempty"`
 	// OpenFiles bounds the descriptors of each process; 0 is as many as the agent
 	// may give.
 	OpenFiles int64 `json:",omitempty"`

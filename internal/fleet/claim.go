@@ -53,10 +53,12 @@ func resultOf(resp *hearthv1.ClaimResponse, err error) string {
 	switch {
 	case err != nil:
 		return "failed"
-	case resp.GetEnvironment().GetWarm():
-		return "warm"
-	default:
+	case !resp.GetEnvironment().GetWarm():
 		return "cold"
+	case resp.GetEnvironment().GetWaited().AsDuration() > 0:
+		return "queued"
+	default:
+		return "warm"
 	}
 }
 

@@ -137,7 +137,11 @@ func nodeOf(name string, pools []*hearthv1.Pool, room *hearthv1.Room) placement.
 		MemoryMax: int64(room.GetMemoryMaxBytes()), MemoryUsed: int64(room.GetMemoryReservedBytes()),
 	}
 	for _, p := range pools {
-		n.Pools = append(n.Pools, placement.Pool{Class: p.GetClass(), Ready: int(p.GetReady()), Memory: int64(p.GetMemoryBytes())})
+		n.Pools = append(n.Pools, placement.Pool{
+			Class: p.GetClass(), Ready: int(p.GetReady()), Preparing: int(p.GetPreparing()), Waiting: int(p.GetWaiting()),
+			Created: int(p.GetCreated()),
+			Memory:  int64(p.GetMemoryBytes()),
+		})
 	}
 	return n
 }

@@ -71,6 +71,7 @@ func (f *Fleet) releaseWithSnapshot(ctx context.Context, r *Record) (*hearthv1.R
 	if err != nil {
 		return nil, f.nodeError(r, err)
 	}
+	f.freed(r)
 	if f.released(r) {
 		f.happened(Released, r, "")
 	}
@@ -122,6 +123,9 @@ func (f *Fleet) releaseAt(ctx context.Context, r *Record) (*hearthv1.ReleaseResp
 	}
 	done := f.holdEnding(staleItem{r.ID(), Placement{r.Environment.GetNode(), r.Generation()}})
 	n, err := client.Release(ctx, releaseRequest(r.ID(), r.Generation(), false))
+	if err == nil {
+		f.freed(r)
+	}
 	if isGone(err) {
 		n, err = &hearthv1.NodeReleaseResponse{}, nil
 	}
@@ -132,6 +136,14 @@ func (f *Fleet) releaseAt(ctx context.Context, r *Record) (*hearthv1.ReleaseResp
 	f.released(r)
 	done(nil)
 	return &hearthv1.ReleaseResponse{Snapshot: proto.CloneOf(n.GetSnapshot())}, nil
+}
+
+// freed books the room that a release has made, so that a claim that follows need
+// not wait for the node's next report.
+func (f *Fleet) freed(r *Record) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.index.Freed(r.Environment.GetNode(), r.Environment.GetClass(), int64(r.Environment.GetResources().GetMemoryBytes()))
 }
 
 // released notes that the node has let go of the record's placement. That is

@@ -67,6 +67,8 @@ func saying(ev fleet.Event) string {
 		return ev.Severity + ": " + ev.Message
 	case ev.Message != "":
 		return ev.Message
+	case ev.Kind == fleet.Claimed && ev.Environment.GetServed() == "queued":
+		return "runs on node " + ev.Node + ", from a warm slot that its claim waited for"
 	case ev.Kind == fleet.Claimed && ev.Environment.GetWarm():
 		return "runs on node " + ev.Node + ", from a warm slot"
 	case ev.Kind == fleet.Claimed:

@@ -64,7 +64,7 @@ func (k sealer) recordOf(o *v1alpha1.Environment) *fleet.Record {
 	}
 	e := &hearthv1.Environment{
 		Id: string(k.idOf(o)), Class: o.Spec.Class, Tenant: o.Namespace, Labels: labelsOf(o, sealed), RestoredFrom: o.Spec.Snapshot,
-		Phase: phaseOf(o.Status.Phase), Message: o.Status.Message, Warm: o.Status.Warm, ClaimedAt: timestamppb.New(o.CreationTimestamp.Time),
+		Phase: phaseOf(o.Status.Phase), Message: o.Status.Message, Warm: o.Status.Warm, Served: o.Status.Served, ClaimedAt: timestamppb.New(o.CreationTimestamp.Time),
 	}
 	if at := o.Status.ClaimedAt; at != nil {
 		e.ClaimedAt = timestamppb.New(at.Time)

@@ -30,6 +30,10 @@ func statusOf(r *fleet.Record, address string, generation int64, before []metav1
 		s.ClaimedAt = &metav1.Time{Time: t.AsTime().Truncate(time.Second)}
 	}
 	s.Reason = cut(e.GetReason(), maxReason)
+	switch word := e.GetServed(); word {
+	case "warm", "queued", "cold": // what the schema takes
+		s.Served = word
+	}
 	if t := e.GetExpiresAt(); t.IsValid() {
 		s.ExpiresAt = &metav1.Time{Time: t.AsTime().Truncate(time.Second)}
 	}

@@ -27,6 +27,9 @@ type Decision struct {
 	Node  string
 	Class string
 	Warm  bool // a ready slot was seen there
+	// Soon: there is no room, but a slot of the class is being prepared for which no
+	// other claim waits.
+	Soon bool
 	// Memory is the request's.
 	Memory int64
 	// Reasons has one line a node, the chosen one first, at most MaxReasons, and
@@ -68,23 +71,36 @@ func (x *Index) Decide(r Request) (Decision, error) {
 	}
 	q := x.query(&r)
 	best := -1
-	var bestWarm bool
+	var bestRank rank
 	for i := range list {
 		c := &list[i]
-		warm, why := q.judge(c)
-		if why != accepted {
+		rank, _ := q.judge(c)
+		if rank == none {
 			continue
 		}
 		// Strictly better only: the list is sorted, so the lower name wins a tie.
-		if best < 0 || (warm && !bestWarm) || (warm == bestWarm && c.score > list[best].score) {
-			best, bestWarm = i, warm
+		if best < 0 || rank > bestRank || (rank == bestRank && c.score > list[best].score) {
+			best, bestRank = i, rank
 		}
 	}
 	if best < 0 {
 		return Decision{}, fmt.Errorf("%w: class %q: %s", env.ErrExhausted, r.Class, q.summary(list))
 	}
-	return Decision{Node: list[best].node.Name, Class: r.Class, Warm: bestWarm, Memory: r.Memory, Reasons: q.reasons(list, best)}, nil
+	return Decision{
+		Node: list[best].node.Name, Class: r.Class, Warm: bestRank == ready, Soon: bestRank == soon, Memory: r.Memory,
+		Reasons: q.reasons(list, best),
+	}, nil
 }
+
+// rank is how good a candidate is, whatever its score.
+type rank uint8
+
+const (
+	none  rank = iota // it will not do
+	soon              // a slot is being prepared there
+	room              // there is room for a slot
+	ready             // a slot is ready
+)
 
 // query is a request with its names resolved.
 type query struct {
@@ -103,31 +119,39 @@ func (x *Index) query(r *Request) query {
 	return q
 }
 
-// judge is the hot loop: it allocates nothing and follows no pointer.
-func (q *query) judge(c *candidate) (warm bool, why refusal) {
+// judge is the hot loop: it allocates nothing and follows no pointer. Why says what
+// is wrong with a candidate of rank none.
+func (q *query) judge(c *candidate) (r rank, why refusal) {
 	switch {
 	case q.Only != "" && c.node != q.only:
-		return false, elsewhere
+		return none, elsewhere
 	case c.why != accepted:
-		return false, c.why
+		return none, c.why
 	case slices.Contains(q.excluded, c.node):
-		return false, excluded
+		return none, excluded
 	}
-	warm = c.warm && !q.Cold
-	switch {
-	case q.Memory > 0: // rare
+	warm := c.warm && !q.Cold
+	why = c.room
+	if q.Memory > 0 { // rare
 		why = c.node.roomFor(q.Class, q.Memory, warm)
-		return warm && why == accepted, why
-	case warm:
-		return true, accepted
+	} else if warm {
+		why = accepted
 	}
-	return false, c.room
+	switch {
+	case why == accepted && warm:
+		return ready, accepted
+	case why == accepted:
+		return room, accepted
+	case c.soon && !q.Cold && q.Memory == 0:
+		return soon, accepted
+	}
+	return none, why
 }
 
 // roomFor judges a claim with a memory limit of its own. A ready slot has its
 // class's already, and a cold one is made with no less than that.
 func (n *node) roomFor(class string, memory int64, warm bool) refusal {
-	i := slices.IndexFunc(n.Pools, func(p Pool) bool { return p.Class == class })
+	i := n.pool(class)
 	if i < 0 {
 		return noMemory
 	}
@@ -137,6 +161,7 @@ func (n *node) roomFor(class string, memory int64, warm bool) refusal {
 		more -= pool
 	}
 	switch {
+	case !warm && more <= pool && n.Pools[i].Created > n.cold:
 	case !warm && n.SlotsUsed+n.cold >= n.SlotsMax:
 		return noSlot
 	case n.MemoryMax > 0 && more > 0 && n.MemoryUsed+int64(n.cold)*pool+more > n.MemoryMax:
@@ -176,7 +201,7 @@ func (q *query) reasons(list []candidate, best int) []string {
 
 func (q *query) line(c *candidate) string {
 	n := c.node
-	warm, why := q.judge(c)
+	r, why := q.judge(c)
 	switch {
 	case why == unplaceable:
 		return n.Name + ": " + n.Unplaceable
@@ -184,8 +209,11 @@ func (q *query) line(c *candidate) string {
 		return n.Name + ": " + refusalWords[why]
 	}
 	kind := "cold"
-	if warm {
+	switch r {
+	case ready:
 		kind = "warm slot"
+	case soon:
+		kind = "a slot is being prepared"
 	}
 	full := packing(&n.Node)
 	return fmt.Sprintf("%s: %s, %d.%d%% full, %d in flight", n.Name, kind, full/10, full%10, n.inFlight)

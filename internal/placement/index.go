@@ -20,9 +20,13 @@ type Node struct {
 
 // Pool is one class on one node. A class without a pool is not known there.
 type Pool struct {
-	Class  string
-	Ready  int
-	Memory int64 // limit of one environment in bytes; 0 is not known
+	Class string
+	Ready int
+	// Preparing slots have their room already; Waiting claims have been promised
+	// them first.
+	Preparing, Waiting int
+	Created            int   // slots without a container, which have their room, too; also for restores
+	Memory             int64 // limit of one environment in bytes; 0 is not known
 }
 
 // Index holds the nodes so that a decision looks only at those that know the
@@ -37,6 +41,7 @@ type node struct {
 	inFlight int            // claims on their way
 	cold     int            // of them those that need room
 	warm     map[string]int // by class those that count on a ready slot
+	hoping   map[string]int // by class those that count on one being prepared
 }
 
 // candidate is what a decision needs to know of one node's pool of one class,
@@ -47,6 +52,7 @@ type candidate struct {
 	why   refusal // of any claim
 	room  refusal // of a cold one
 	warm  bool    // a ready slot is not spoken for
+	soon  bool    // one that is being prepared is not
 }
 
 // NewIndex makes an empty index.
@@ -62,7 +68,7 @@ func (x *Index) Set(n Node) {
 	n.Pools = slices.Clone(n.Pools)
 	have := x.nodes[n.Name]
 	if have == nil {
-		have = &node{warm: map[string]int{}}
+		have = &node{warm: map[string]int{}, hoping: map[string]int{}}
 		x.nodes[n.Name] = have
 	}
 	old := have.Pools
@@ -83,12 +89,13 @@ func (x *Index) refresh(n *node) {
 }
 
 func (n *node) candidate(p *Pool) candidate {
-	c := candidate{node: n, warm: p.Ready > n.warm[p.Class]}
-	c.score = int32(packing(&n.Node) - inFlightMalus*min(n.inFlight, 1<<20))
+	c := candidate{node: n, warm: p.Ready > n.warm[p.Class], soon: p.Preparing > p.Waiting+n.hoping[p.Class]}
+	c.score = int32(packing(&n.Node) - inFlightMalus*min(n.inFlight+p.Waiting, 1<<20))
 	if n.Unplaceable != "" {
 		c.why = unplaceable
 	}
 	switch {
+	case p.Created > n.cold: // of whatever class: one that is wrong is refused there
 	case n.SlotsUsed+n.cold >= n.SlotsMax:
 		c.room = noSlot
 	case p.Memory > 0 && n.MemoryMax > 0 && n.MemoryUsed+int64(n.cold+1)*p.Memory > n.MemoryMax:
@@ -153,9 +160,12 @@ func (x *Index) Begin(d Decision) {
 		return
 	}
 	n.inFlight++
-	if d.Warm {
+	switch {
+	case d.Warm:
 		n.warm[d.Class]++
-	} else {
+	case d.Soon:
+		n.hoping[d.Class]++
+	default:
 		n.cold++
 	}
 	x.refresh(n)
@@ -178,26 +188,57 @@ func (x *Index) End(d Decision, o Outcome) {
 		return
 	}
 	n.inFlight = max(0, n.inFlight-1)
-	if d.Warm {
-		if n.warm[d.Class]--; n.warm[d.Class] <= 0 {
-			delete(n.warm, d.Class)
-		}
-	} else {
+	switch {
+	case d.Warm:
+		one(n.warm, d.Class)
+	case d.Soon:
+		one(n.hoping, d.Class)
+	default:
 		n.cold = max(0, n.cold-1)
 	}
 	defer x.refresh(n)
-	i := slices.IndexFunc(n.Pools, func(p Pool) bool { return p.Class == d.Class })
+	i := n.pool(d.Class)
 	switch {
 	case i < 0:
 	case o == Refused:
-		n.Pools[i].Ready = 0
+		n.Pools[i].Ready, n.Pools[i].Preparing = 0, 0
 	case o == Claimed && d.Warm:
 		n.Pools[i].Ready = max(0, n.Pools[i].Ready-1)
 		if d.Memory > 0 {
 			n.MemoryUsed += d.Memory - n.Pools[i].Memory
 		}
+	case o == Claimed && d.Soon:
+		n.Pools[i].Preparing = max(0, n.Pools[i].Preparing-1)
 	case o == Claimed:
 		n.SlotsUsed++
 		n.MemoryUsed += cmp.Or(d.Memory, n.Pools[i].Memory)
 	}
+}
+
+// one takes one off a count, which is gone at 0.
+func one(counts map[string]int, class string) {
+	if counts[class]--; counts[class] <= 0 {
+		delete(counts, class)
+	}
+}
+
+// Freed books that an environment of the class has left the node, which corrects
+// the index until the node's next report. Memory is its limit in bytes; 0 is its
+// class's.
+func (x *Index) Freed(node, class string, memory int64) {
+	n := x.nodes[node]
+	if n == nil {
+		return
+	}
+	if i := n.pool(class); i >= 0 {
+		memory = cmp.Or(memory, n.Pools[i].Memory)
+	}
+	n.SlotsUsed = max(0, n.SlotsUsed-1)
+	n.MemoryUsed = max(0, n.MemoryUsed-memory)
+	x.refresh(n)
+}
+
+// pool is the place of a class among the node's pools, -1 for none.
+func (n *node) pool(class string) int {
+	return slices.IndexFunc(n.Pools, func(p Pool) bool { return p.Class == class })
 }

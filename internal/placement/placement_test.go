@@ -236,3 +236,134 @@ func TestClaimsWithMemoryOfTheirOwnAreBookedByIt(t *testing.T) {
 		t.Errorf("beyond the node's memory: %v", err)
 	}
 }
+
+func preparing(name string, slots, waiting int) Node {
+	n := someNode(name, 0, 10, 10)
+	n.Pools[0].Preparing, n.Pools[0].Waiting = slots, waiting
+	return n
+}
+
+func TestASlotThatIsBeingPreparedIsBetterThanNothing(t *testing.T) {
+	for name, tc := range map[string]struct {
+		nodes []Node
+		req   Request
+		node  string // "" is none
+		soon  bool
+	}{
+		"on a full node":                    {nodes: []Node{preparing("a", 1, 0)}, node: "a", soon: true},
+		"unless another claim waits for it": {nodes: []Node{preparing("a", 1, 1)}},
+		"the one with fewer who wait":       {nodes: []Node{preparing("a", 3, 2), preparing("b", 2, 1)}, node: "b", soon: true},
+		"room is better":                    {nodes: []Node{preparing("a", 1, 0), someNode("b", 0, 1, 10)}, node: "b"},
+		"room where fewer wait is better": {nodes: []Node{
+			{Name: "a", SlotsMax: 10, SlotsUsed: 8, Pools: []Pool{{Class: "small", Waiting: 4}}}, someNode("b", 0, 1, 10),
+		}, node: "b"},
+		"a restore has no use for it":          {nodes: []Node{preparing("a", 1, 0)}, req: Request{Cold: true}},
+		"nor a claim with memory of its own":   {nodes: []Node{preparing("a", 1, 0)}, req: Request{Memory: 200}},
+		"nor one that was refused there":       {nodes: []Node{preparing("a", 1, 0)}, req: Request{Exclude: map[string]string{"a": "refused"}}},
+		"nor one that wants another node only": {nodes: []Node{preparing("a", 1, 0), someNode("b", 0, 10, 10)}, req: Request{Only: "b"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			x := NewIndex()
+			for _, n := range tc.nodes {
+				x.Set(n)
+			}
+			tc.req.Class = "small"
+			d, err := x.Decide(tc.req)
+			if (err == nil) != (tc.node != "") || err != nil && !errors.Is(err, env.ErrExhausted) {
+				t.Fatal(d, err)
+			}
+			if d.Node != tc.node || d.Soon != tc.soon || d.Warm {
+				t.Errorf("decided %+v, want %q soon=%v", d, tc.node, tc.soon)
+			}
+		})
+	}
+}
+
+func TestACreatedSlotIsRoomForARestore(t *testing.T) {
+	full := someNode("a", 0, 10, 10)
+	full.MemoryMax, full.MemoryUsed, full.Pools[0].Created = 1000, 1000, 1
+	for name, tc := range map[string]struct {
+		req Request
+		ok  bool
+	}{
+		"of the class":              {Request{Cold: true}, true},
+		"with the class's memory":   {Request{Cold: true, Memory: 100}, true},
+		"with less, made with that": {Request{Cold: true, Memory: 40}, true},
+		"with more":                 {Request{Cold: true, Memory: 101}, false},
+		"and for a cold claim":      {Request{}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			x := NewIndex()
+			x.Set(full)
+			tc.req.Class = "small"
+			d, err := x.Decide(tc.req)
+			if (err == nil) != tc.ok {
+				t.Fatal(d, err)
+			}
+			x.Begin(d)
+			if d, err := x.Decide(tc.req); err == nil {
+				t.Errorf("it was given twice: %+v", d)
+			}
+		})
+	}
+}
+
+func TestOneClaimIsSentForEachSlotThatIsBeingPrepared(t *testing.T) {
+	for name, tc := range map[string]struct {
+		o    Outcome
+		more bool // a further claim is sent after it ended so
+	}{
+		"claimed":              {Claimed, false},
+		"refused":              {Refused, false},
+		"nobody knows, so far": {Unknown, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			x := NewIndex()
+			x.Set(preparing("a", 1, 0))
+			d, err := x.Decide(Request{Class: "small"})
+			if err != nil || !d.Soon || !strings.Contains(d.Reasons[0], "a slot is being prepared") {
+				t.Fatal(d, err)
+			}
+			x.Begin(d)
+			if d, err := x.Decide(Request{Class: "small"}); err == nil {
+				t.Fatalf("a second claim went for the same slot: %+v", d)
+			}
+			x.End(d, tc.o)
+			if d, err := x.Decide(Request{Class: "small"}); (err == nil) != tc.more {
+				t.Errorf("afterwards: %+v, %v", d, err)
+			}
+			x.Set(preparing("a", 1, 0))
+			if d, err := x.Decide(Request{Class: "small"}); err != nil || !d.Soon {
+				t.Errorf("after the next report: %+v, %v", d, err)
+			}
+		})
+	}
+}
+
+func TestAReleaseMakesRoomUntilTheNextReport(t *testing.T) {
+	x := NewIndex()
+	full := someNode("a", 0, 10, 10)
+	full.MemoryMax, full.MemoryUsed = 1000, 1000
+	x.Set(full)
+	if d, err := x.Decide(Request{Class: "small"}); err == nil {
+		t.Fatal(d)
+	}
+	x.Freed("a", "small", 0)
+	d, err := x.Decide(Request{Class: "small"})
+	if err != nil || d.Warm || d.Soon {
+		t.Fatal(d, err)
+	}
+	x.Begin(d)
+	if d, err := x.Decide(Request{Class: "small"}); err == nil {
+		t.Errorf("the room of one release was given twice: %+v", d)
+	}
+	x.End(d, Claimed)
+	if d, err := x.Decide(Request{Class: "small"}); err == nil {
+		t.Errorf("the room is taken: %+v", d)
+	}
+	x.Freed("a", "gone", 50) // of a class that the node does not have any more
+	if d, err := x.Decide(Request{Class: "small"}); err == nil {
+		t.Errorf("50 bytes are not enough: %+v", d)
+	}
+	x.Freed("unknown", "small", 1)
+}

@@ -17,17 +17,21 @@ const (
 
 // Input is what the node is configured to use. Empty fields skip their probes.
 type Input struct {
-	StateDir       string   // "/var/lib/hearth"; probed itself, or its nearest parent that exists
-	RunDir         string   // "/run/hearth", probed likewise
-	CgroupMount    string   // "" is /sys/fs/cgroup
-	BPFDir         string   // "" is /sys/fs/bpf
-	ContainerdBin  string   // path of a managed containerd
-	ContainerdSock string   // socket of a given one
-	RuncBin        string   // path or name
-	IDBase         uint32   // the id pool
-	IDCount        uint32   // ids in it
-	Listen         []string // TCP addresses that will be listened on
-	Sockets        []string // Unix sockets that will be listened on
+	StateDir       string // "/var/lib/hearth"; probed itself, or its nearest parent that exists
+	RunDir         string // "/run/hearth", probed likewise
+	CgroupMount    string // "" is /sys/fs/cgroup
+	BPFDir         string // "" is /sys/fs/bpf
+	ContainerdBin  string // path of a managed containerd
+	ContainerdSock string // socket of a given one
+	RuncBin        string // path or name
+	// Runtimes are the programs that classes may name besides runc, by name: paths,
+	// or names that are looked for in RuntimePath, directories divided by colons.
+	Runtimes    map[string]string
+	RuntimePath string
+	IDBase      uint32   // the id pool
+	IDCount     uint32   // ids in it
+	Listen      []string // TCP addresses that will be listened on
+	Sockets     []string // Unix sockets that will be listened on
 }
 
 // Row is one probe's result.

@@ -171,6 +171,16 @@ func TestOldAndAbsentProgramsAreMissing(t *testing.T) {
 	if res := runcSeccomp(ctx, script("r2", "runc version 1.5.2")); res.state != Missing {
 		t.Errorf("without seccomp: %+v", res)
 	}
+	crun := script("crun", "crun version 1.8.1\n+SYSTEMD +SELINUX +APPARMOR +CAP +SECCOMP +EBPF +YAJL")
+	if res := otherRuntime(ctx, "crun", "/nowhere:"+dir); res.state != OK || res.detail != "1.8.1, "+crun {
+		t.Errorf("another runtime: %+v", res)
+	}
+	if res := otherRuntime(ctx, script("plain", "crun version 1.8.1\n+SYSTEMD -SECCOMP"), ""); res.state != Missing || !strings.Contains(res.detail, "seccomp") {
+		t.Errorf("a runtime without seccomp: %+v", res)
+	}
+	if res := otherRuntime(ctx, "none", dir); res.state != Missing || !strings.Contains(res.mend, "containerd.runtimes") {
+		t.Errorf("an absent runtime: %+v", res)
+	}
 	if res := answering(ctx, filepath.Join(dir, "sock")); res.state != Missing {
 		t.Errorf("dead containerd: %+v", res)
 	}

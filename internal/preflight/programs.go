@@ -5,10 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -31,6 +35,11 @@ func programProbes(in Input) []probe {
 			return program(ctx, in.RuncBin, 1, 2)
 		}}, probe{"runc", "seccomp", true, func(ctx context.Context) result {
 			return runcSeccomp(ctx, in.RuncBin)
+		}})
+	}
+	for _, name := range slices.Sorted(maps.Keys(in.Runtimes)) {
+		ps = append(ps, probe{"runtimes", name, false, func(ctx context.Context) result {
+			return otherRuntime(ctx, in.Runtimes[name], in.RuntimePath)
 		}})
 	}
 	if in.IDCount != 0 {
@@ -87,6 +96,46 @@ func runcSeccomp(ctx context.Context, bin string) result {
 		return no(errors.New("runc is built without seccomp"), mend)
 	}
 	return yes("libseccomp " + m[1])
+}
+
+// seccompWords say in a runtime's version that it can filter system calls: runc's
+// line, and crun's list of what it is built with.
+var seccompWords = regexp.MustCompile(`(?m)^libseccomp: |\+SECCOMP\b`)
+
+// otherRuntime looks at a program that classes may name in place of runc.
+func otherRuntime(ctx context.Context, program, path string) result {
+	const mend = "install it, or give its path in containerd.runtimes; until then pools of classes that name it stay empty. An agent in a container of its own does not see the node's programs: there the pools' messages count"
+	bin, err := findProgram(program, path)
+	if err != nil {
+		return no(err, mend)
+	}
+	text, err := versionText(ctx, bin)
+	if err != nil {
+		return no(err, mend)
+	}
+	v, err := findVersion(text)
+	if err != nil {
+		return no(err, mend)
+	}
+	if !seccompWords.MatchString(text) {
+		return no(fmt.Errorf("%s %s does not say that it is built with seccomp", bin, v), "use one that is built with seccomp")
+	}
+	return yes(v.String() + ", " + bin)
+}
+
+// findProgram is exec.LookPath with another PATH.
+func findProgram(program, path string) (string, error) {
+	if strings.Contains(program, "/") {
+		_, err := os.Stat(program)
+		return program, err
+	}
+	for _, dir := range filepath.SplitList(path) {
+		bin := filepath.Join(dir, program)
+		if info, err := os.Stat(bin); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o111 != 0 {
+			return bin, nil
+		}
+	}
+	return "", fmt.Errorf("%s is in no directory of PATH", program)
 }
 
 func answering(ctx context.Context, path string) result {

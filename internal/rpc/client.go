@@ -123,10 +123,11 @@ func transport(p *http.Protocols) *http.Transport {
 		IdleConnTimeout:     10 * time.Minute,
 		MaxIdleConnsPerHost: 4,
 		HTTP2: &http.HTTP2Config{
-			MaxReceiveBufferPerStream:     1 << 20,
-			MaxReceiveBufferPerConnection: 4<<20 - 1,
-			SendPingTimeout: silence - 5*time.Second,
-			PingTimeout:     5 * time.Second,
+			// Of a connection there is no bound but that of its streams: one that its
+			// caller does not read must not hold up the others.
+			MaxReceiveBufferPerStream: 1 << 20,
+			SendPingTimeout:           silence - 5*time.Second,
+			PingTimeout:               5 * time.Second,
 		},
 	}
 }

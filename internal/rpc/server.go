@@ -40,8 +40,10 @@ func NewServer(log *slog.Logger, handler http.Handler) *Server {
 		IdleTimeout:       10 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams:          1024,
-			MaxReceiveBufferPerStream:     1 << 20,
+			MaxConcurrentStreams: 1024,
+			// Streams whose input nobody takes keep so much each of what their
+			// connection has, which serves the calls about other environments too.
+			MaxReceiveBufferPerStream:     128 << 10,
 			MaxReceiveBufferPerConnection: 4<<20 - 1,
 			// A peer that vanished without a word is found within a minute.
 			SendPingTimeout: 45 * time.Second,

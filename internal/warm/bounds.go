@@ -14,6 +14,7 @@ func (n *Node) SetMemory(bytes int64) {
 	n.memory = bytes
 	n.mu.Unlock()
 	n.poke()
+	n.tell()
 }
 
 // Promised is what the limits of all slots add up to, in bytes.

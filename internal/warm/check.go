@@ -33,6 +33,8 @@ const (
 	deadProbe   = "readiness"
 	deadFreezer = "freezer"
 
+	deadNamespaces = "namespaces" // of a created slot
+
 	checkPassed      = "passed"
 	checkFailed      = "failed"
 	checkInterrupted = "interrupted"
@@ -198,6 +200,7 @@ func (n *Node) attended(c *check, err error) {
 	default:
 		p.ready = append(p.ready, s)
 	}
+	n.changedLocked()
 	n.mu.Unlock()
 	close(c.done)
 	n.poke()

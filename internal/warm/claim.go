@@ -36,7 +36,7 @@ type Claim struct {
 	Egress     *env.EgressPolicy // may only narrow the class's
 	Labels     map[string]string
 	Snapshot   env.SnapshotID // restored before the first process; empty for none
-	WarmOnly   bool           // refuse instead of starting a container
+	WarmOnly   bool           // refuse instead of waiting or starting a container
 	Limits     env.Limits     `json:",omitzero"`  // in place of the class's
 	TimeToLive time.Duration  `json:",omitempty"` // at most what the class allows; 0 is what it says
 
@@ -52,7 +52,8 @@ type Claim struct {
 	// TimeToLive.
 	Lifetime *Lifetime `json:"-"`
 
-	forked bool // the claim began the lineage of its environment
+	forked bool          // the claim began the lineage of its environment
+	waited time.Duration // in line; 0 if it did not
 }
 
 // Answer is a claim's outcome.
@@ -90,6 +91,8 @@ type Environment struct {
 	// Reason is a word for what the node did by itself: idle, of one that is paused
 	// because it did nothing; expired, of one whose time to live ended.
 	Reason     string
+	Served     string        // how its claim was: ServedWarm, ServedQueued or ServedCold
+	Waited     time.Duration // how long its claim stood in line; 0 if it did not
 	Expires    time.Time     // when it is released; zero is never
 	TimeToLive time.Duration // as asked for, from the claim; 0 is what the class says
 

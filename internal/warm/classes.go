@@ -36,11 +36,13 @@ func (n *Node) SetClasses(ctx context.Context, classes []*env.Class) error {
 		p := n.pools[name]
 		if p == nil {
 			n.pools[name] = &pool{}
+			n.metrics.know(name)
 		} else if old := n.classes[name]; old == nil || old.Revision != c.Revision {
 			p.failures, p.message, p.retryAt = 0, "", time.Time{} // what failed may work now
 		}
 	}
 	n.classes = next
+	n.changedLocked()
 	n.mu.Unlock()
 	n.log.Info("classes set", "classes", len(next))
 	n.poke()
@@ -63,7 +65,7 @@ func (n *Node) poolClassLocked(name string) *env.Class {
 // holds mu.
 func (n *Node) dropPoolsLocked() {
 	for name, p := range n.pools {
-		if n.classes[name] == nil && len(p.ready) == 0 && p.making == 0 && !n.checksLocked(name) {
+		if n.classes[name] == nil && len(p.ready)+len(p.created) == 0 && p.making+p.laying == 0 && !n.checksLocked(name) {
 			delete(n.pools, name)
 		}
 	}

@@ -28,6 +28,10 @@
 //     counted before its phase is looked at, so that nobody is left frozen.
 //   - A changed class never empties its pool; environments keep the class that
 //     they were made from.
+//   - Claims that find no ready slot are served in the order in which they came, and
+//     while they wait their pool is empty. What waits is in memory only.
+//   - No more slots are made for claims at once than Config allows.
+//   - In a created slot nothing is mounted and nothing has run. It ends with the agent.
 //   - A ready slot that is checked or deflated is in no pool meanwhile. A claim
 //     that finds no other ends that, and takes it frozen.
 //   - From before its identity is written until its end nothing of a slot may go

@@ -42,6 +42,7 @@ func (n *Node) Fence(ctx context.Context) error {
 	}
 	n.mu.Lock()
 	n.fenced = true
+	n.dissolveLocked(errFenced)
 	n.mu.Unlock()
 	return n.fenceAll(ctx)
 }

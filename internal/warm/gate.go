@@ -68,6 +68,7 @@ func (n *Node) Quiesce(ctx context.Context, patience time.Duration) error {
 	}
 	idle := make(chan struct{})
 	n.gate.shut = true
+	n.dissolveLocked(errHandsOver) // nothing is prepared for them any more
 	if n.gate.operations == 0 {
 		close(idle)
 	} else {

@@ -3,6 +3,7 @@ package warm
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"hearth/internal/env"
@@ -55,6 +56,7 @@ type envState struct {
 	Phase      env.Phase         `json:"phase"`
 	Message    string            `json:"message,omitempty"`
 	Warm       bool              `json:"warm,omitempty"`
+	Waited     time.Duration     `json:"waited,omitempty"` // its claim, in line
 	Snapshot   env.SnapshotID    `json:"snapshot,omitempty"`
 	Claimed    time.Time         `json:"claimed"`
 	Labels     map[string]string `json:"labels,omitempty"`
@@ -87,6 +89,23 @@ type envState struct {
 	Held   env.Phase `json:"held,omitempty"`
 	// HeldAt is the snapshot of what has not changed since it is held.
 	HeldAt env.SnapshotID `json:"heldAt,omitempty"`
+}
+
+// afterBoot is what a reboot leaves of a slot of an earlier boot: the files of an
+// environment that was answered. ok is false if nothing is to be kept of it: a slot
+// that nobody had, or an environment whose class says that it may be lost.
+func (st slotState) afterBoot(now moment) (_ slotState, ok bool) {
+	if st.Phase != env.SlotClaimed || st.Env == nil || st.Env.Ephemeral ||
+		!slices.Contains(living, st.Env.Phase) && st.Env.Phase != env.PhaseFailed {
+		return slotState{}, false
+	}
+	e := *st.Env
+	e.Begun = 0 // by a clock that begins anew: its age is known by the wall clock only
+	if e.Ends != 0 {
+		e.endIn(e.Expires.Sub(now.wall), now)
+	}
+	st.PID, st.PIDStart, st.Island, st.Env = 0, 0, nil, &e
+	return st, true
 }
 
 // shut reports whether the environment's island must be locked.

@@ -10,8 +10,8 @@ import (
 
 // An environment's end is decided by CLOCK_BOOTTIME: no setting of the wall
 // clock brings it nearer or puts it off, and the time that a machine sleeps
-// counts. It needs no more: environments do not outlive the boot. The same end
-// by the wall clock is kept for people.
+// counts. The same end by the wall clock is kept for people, and for what a reboot
+// leaves of an environment.
 
 // Bounds of a time to live.
 const (

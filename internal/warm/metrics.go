@@ -11,6 +11,7 @@ type Metrics struct {
 	claims          *prometheus.CounterVec
 	claimSeconds    *prometheus.HistogramVec
 	phaseSeconds    *prometheus.HistogramVec
+	waits           *prometheus.HistogramVec
 	prepare         *prometheus.HistogramVec
 	prepareFailures *prometheus.CounterVec
 	dead            *prometheus.CounterVec
@@ -31,7 +32,7 @@ var claimBuckets = prometheus.ExponentialBuckets(0.0001, 2, 16)
 func newMetrics() *Metrics {
 	return &Metrics{
 		claims: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "hearth_claims_total", Help: "Environments claimed, by class and kind (warm, cold).",
+			Name: "hearth_claims_total", Help: "Environments claimed, by class and kind (warm, queued, cold).",
 		}, []string{"class", "kind"}),
 		claimSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "hearth_claim_seconds", Help: "Time of a claim on the node, from request to running.", Buckets: claimBuckets,
@@ -39,6 +40,9 @@ func newMetrics() *Metrics {
 		phaseSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "hearth_claim_phase_seconds", Help: "Time of each phase of a warm claim.", Buckets: prometheus.ExponentialBuckets(0.000005, 2, 18),
 		}, []string{"phase"}),
+		waits: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "hearth_claim_wait_seconds", Help: "Time that claims stood in the node's line, by outcome (slot, cold, expired, canceled, refused).", Buckets: prometheus.ExponentialBuckets(0.001, 2, 16),
+		}, []string{"outcome"}),
 		prepare: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "hearth_slot_prepare_seconds", Help: "Time to prepare a slot for a pool.", Buckets: prometheus.ExponentialBuckets(0.02, 2, 12),
 		}, []string{"class"}),
@@ -46,7 +50,7 @@ func newMetrics() *Metrics {
 			Name: "hearth_slot_prepare_failures_total", Help: "Preparations of slots for a pool that did not succeed.",
 		}, []string{"class"}),
 		dead: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "hearth_slots_dead_total", Help: "Ready slots that were found dead in the pool, by what was dead: their init, or, seen by a check, their readiness or the freezer.",
+			Name: "hearth_slots_dead_total", Help: "Slots that were found dead in the pool, by what was dead: their init, or, seen by a check, their readiness or the freezer; of created ones, their namespaces.",
 		}, []string{"class", "reason"}),
 		checks: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "hearth_slot_checks_total", Help: "Checks of old ready slots, by result (passed, failed, interrupted).",
@@ -78,15 +82,20 @@ func newMetrics() *Metrics {
 	}
 }
 
+// know begins the series of a class, so that the first event is a rise.
+func (m *Metrics) know(class string) {
+	for _, c := range []*prometheus.CounterVec{m.expired, m.idled, m.woken} {
+		c.WithLabelValues(class)
+	}
+}
+
 func (m *Metrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.claims, m.claimSeconds, m.phaseSeconds, m.prepare, m.prepareFailures, m.dead, m.checks, m.deflation, m.releases, m.leaks,
+	return []prometheus.Collector{m.claims, m.claimSeconds, m.phaseSeconds, m.waits, m.prepare, m.prepareFailures, m.dead, m.checks, m.deflation, m.releases, m.leaks,
 		m.expired, m.expiryFailures, m.idled, m.woken, m.wakeSeconds}
 }
 
-func (m *Metrics) claim(class string, warm bool, laps []PhaseTime, total time.Duration) {
-	kind := "cold"
-	if warm {
-		kind = "warm"
+func (m *Metrics) claim(class, kind string, laps []PhaseTime, total time.Duration) {
+	if kind == ServedWarm {
 		for _, lap := range laps {
 			m.phaseSeconds.WithLabelValues(lap.Name).Observe(lap.Took.Seconds())
 		}
@@ -101,6 +110,7 @@ func (n *Node) Describe(ch chan<- *prometheus.Desc) {
 		c.Describe(ch)
 	}
 	ch <- slotsDesc
+	ch <- waitingDesc
 }
 
 // Collect implements prometheus.Collector.
@@ -109,10 +119,13 @@ func (n *Node) Collect(ch chan<- prometheus.Metric) {
 		c.Collect(ch)
 	}
 	for _, p := range n.Pools() {
-		for state, count := range map[string]int{"ready": p.Ready, "preparing": p.Preparing, "claimed": p.Claimed, "wanted": p.Want} {
+		ch <- prometheus.MustNewConstMetric(waitingDesc, prometheus.GaugeValue, float64(p.Waiting), p.Class)
+		for state, count := range map[string]int{"ready": p.Ready, "preparing": p.Preparing, "created": p.Created, "claimed": p.Claimed, "wanted": p.Want} {
 			ch <- prometheus.MustNewConstMetric(slotsDesc, prometheus.GaugeValue, float64(count), p.Class, state)
 		}
 	}
 }
+
+var waitingDesc = prometheus.NewDesc("hearth_claims_waiting", "Claims that stand in this node's line, by class.", []string{"class"}, nil)
 
 var slotsDesc = prometheus.NewDesc("hearth_slots", "Slots on this node, by class and state.", []string{"class", "state"}, nil)

@@ -1,6 +1,7 @@
 package warm
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -12,9 +13,10 @@ import (
 	"hearth/internal/env"
 )
 
-// model is one random life of a node: claims, releases, other classes, dead and
-// sick slots, calls that take their time or fail, a journal that cannot be
-// written, pressure and restarts, in any order and at once.
+// model is one random life of a node: claims, one by one and many at once, callers
+// who go away, forks, releases, other classes, dead and sick slots, calls that take
+// their time or fail, a journal that cannot be written, pressure and restarts, in any
+// order and at once.
 type model struct {
 	t    *testing.T
 	rng  *rand.Rand // the test's own goroutine's
@@ -23,12 +25,12 @@ type model struct {
 	stop func()
 
 	classes map[string]*env.Class
-	// allowed is the most slots that a class's pool may have: what is asked
-	// now, or was until lately.
-	allowed map[string]int
-	live    []env.ID // answered claims, not released
-	rev     int
-	pressed string
+	// allowed and created are the most slots, ready and created, that a class's pool
+	// may have: what is asked now, or was until lately.
+	allowed, created map[string]int
+	live             []env.ID // answered claims, not released
+	rev              int
+	pressed          string
 	// disturbed is when something last kept checks from running, or changed
 	// what they are.
 	disturbed time.Time
@@ -42,6 +44,9 @@ type model struct {
 // modelSlots is more than the classes ever ask for together, and few enough that
 // claims meet the limit.
 const modelSlots = 6
+
+// modelStarts and modelQueue are so few that claims meet them, too.
+const modelStarts, modelQueue = 2, 3
 
 func TestPoolsKeepTheirBoundsWhateverHappensAndFillAgain(t *testing.T) {
 	requireChown(t)
@@ -68,7 +73,7 @@ func newModel(t *testing.T, seed uint64) *model {
 	t.Helper()
 	m := &model{
 		t: t, b: newBench(t), rng: rand.New(rand.NewPCG(seed, 7)), dice: rand.New(rand.NewPCG(seed, 8)),
-		classes: map[string]*env.Class{}, allowed: map[string]int{}, sick: map[env.SlotID]time.Time{},
+		classes: map[string]*env.Class{}, allowed: map[string]int{}, created: map[string]int{}, sick: map[env.SlotID]time.Time{},
 	}
 	m.b.fault = func(op string) error {
 		if op == opJournal+":write" && m.roll(0.5) {
@@ -78,6 +83,7 @@ func newModel(t *testing.T, seed uint64) *model {
 	}
 	m.b.world.failWith(m.call)
 	m.b.world.sick = m.isSick
+	m.b.starts, m.b.queue = modelStarts, modelQueue
 	for _, name := range []string{"a", "b"} {
 		m.change(name)
 	}
@@ -168,8 +174,13 @@ func (m *model) change(name string) {
 		c.Warm.RollEvery = time.Duration(1+m.rng.IntN(60)) * time.Second
 	}
 	c.Warm.Deflate = m.rng.IntN(2) == 0
+	if m.rng.IntN(3) != 0 {
+		c.Warm.Wait = time.Duration(1+m.rng.IntN(3000)) * time.Millisecond
+	}
 	m.classes[name] = c
+	c.Warm.Created = m.rng.IntN(2)
 	m.allowed[name] = max(m.allowed[name], c.Warm.Slots)
+	m.created[name] = max(m.created[name], c.Warm.Created)
 }
 
 func (m *model) act() {
@@ -177,7 +188,7 @@ func (m *model) act() {
 	if !m.quiet() {
 		defer func() { m.disturbed = time.Now() }()
 	}
-	switch m.rng.IntN(14) {
+	switch m.rng.IntN(18) {
 	case 0, 1, 2:
 		m.claim()
 	case 3, 4:
@@ -206,6 +217,10 @@ func (m *model) act() {
 		if m.rng.IntN(3) == 0 {
 			m.restart()
 		}
+	case 11, 12, 13:
+		m.burst()
+	case 14:
+		m.fork()
 	default:
 		time.Sleep(time.Duration(m.rng.IntN(60_000)) * time.Millisecond)
 	}
@@ -238,6 +253,51 @@ func (m *model) claim() {
 	}
 }
 
+// burst claims several at once, and some of the callers go away. What it gets is not
+// looked at closer.
+func (m *model) burst() {
+	m.disturbed = time.Now()
+	var callers sync.WaitGroup
+	got := make(chan env.ID, 8)
+	for range 1 + m.rng.IntN(cap(got)) {
+		ctx, cancel := context.WithCancel(m.t.Context())
+		if m.rng.IntN(3) == 0 {
+			time.AfterFunc(time.Duration(m.rng.IntN(1000))*time.Millisecond, cancel)
+		}
+		c := Claim{Class: []string{"a", "b"}[m.rng.IntN(2)], WarmOnly: m.rng.IntN(8) == 0}
+		callers.Go(func() {
+			defer cancel()
+			if a, err := m.node.Claim(ctx, c); err == nil {
+				got <- a.Environment.ID
+			}
+		})
+	}
+	for range 3 {
+		time.Sleep(time.Duration(m.rng.IntN(200)) * time.Millisecond)
+		m.verify()
+	}
+	callers.Wait()
+	close(got)
+	for id := range got {
+		m.live = append(m.live, id)
+	}
+	m.node.nobodyWaits(m.t)
+}
+
+// fork makes a copy of an environment, which is a restore.
+func (m *model) fork() {
+	if len(m.live) == 0 {
+		return
+	}
+	_, children, err := m.node.Fork(m.t.Context(), m.live[m.rng.IntN(len(m.live))], []Claim{{}})
+	for _, a := range children {
+		if err != nil || a.Environment.Served != ServedCold {
+			m.t.Errorf("fork = %+v, %v", a.Environment, err)
+		}
+		m.live = append(m.live, a.Environment.ID)
+	}
+}
+
 // quiet reports whether nothing keeps checks from running now.
 func (m *model) quiet() bool {
 	m.mu.Lock()
@@ -245,11 +305,19 @@ func (m *model) quiet() bool {
 	return m.chaos == 0 && m.pressed == ""
 }
 
-// harm kills or spoils a ready slot.
+// harm kills or spoils a ready slot, or what holds a created one's namespaces.
 func (m *model) harm() {
 	m.node.mu.Lock()
 	defer m.node.mu.Unlock()
 	for _, p := range m.node.pools {
+		for _, s := range p.created {
+			if m.rng.IntN(4) == 0 {
+				m.b.world.mu.Lock()
+				m.b.world.unheld[s.id] = true
+				m.b.world.mu.Unlock()
+				return
+			}
+		}
 		for _, s := range p.ready {
 			switch m.rng.IntN(3) {
 			case 0:
@@ -273,13 +341,24 @@ func (m *model) verify() {
 	defer n.mu.Unlock()
 	making := 0
 	for name, p := range n.pools {
-		making += p.making
+		making += p.making + p.laying
+		if have := len(p.created) + p.laying; have > m.created[name] {
+			m.t.Errorf("class %s has %d slots created or being laid out, at most %d were asked for", name, have, m.created[name])
+		}
 		have := len(p.ready) + p.making
 		if n.checksLocked(name) {
 			have++
 		}
 		if most := m.allowed[name] + 1; have > most { // one more while it rolls
 			m.t.Errorf("class %s has %d slots ready, in a check or being made, at most %d were asked for", name, have, most-1)
+		}
+	}
+	if n.starting > modelStarts || len(n.line) > modelQueue || n.reserved > n.starting+making {
+		m.t.Errorf("%d slots are made for claims, %d claims wait, %d places are reserved", n.starting, len(n.line), n.reserved)
+	}
+	for _, w := range n.line {
+		if p := n.pools[w.claim.Class]; w.pooled() && p != nil && len(p.ready) > 0 {
+			m.t.Errorf("a claim of class %s waits beside %d ready slots", w.claim.Class, len(p.ready))
 		}
 	}
 	if making > 1 {
@@ -317,18 +396,23 @@ func (m *model) calm() {
 	}
 	time.Sleep(10 * time.Minute)
 	synctest.Wait()
-	want := 0
+	want, created := 0, 0
 	for _, p := range m.node.Pools() {
 		c := m.classes[p.Class]
 		want += c.Warm.Slots
+		created += c.Warm.Created
+		if p.Created != c.Warm.Created {
+			m.t.Errorf("pool = %+v, want %d created", p, c.Warm.Created)
+		}
 		if p.Ready != c.Warm.Slots || readyOf(m.node, p.Class)[c.Revision] < p.Ready-1 {
 			m.t.Errorf("pool = %+v with %v, want %d of revision %s", p, readyOf(m.node, p.Class), c.Warm.Slots, c.Revision)
 		}
 	}
 	m.stop()
 	m.node.work.Wait()
-	if left := m.b.world.leftovers(); left["containers"] != want || left["cgroups"] != want || left["islands"] != want || left["processes"] != want {
-		m.t.Errorf("left = %v, want %d of each", left, want)
+	if left := m.b.world.leftovers(); left["processes"] != want ||
+		left["containers"] != want+created || left["cgroups"] != want+created || left["islands"] != want+created {
+		m.t.Errorf("left = %v, want those of %d ready and %d created slots", left, want, created)
 	}
 	if err := m.node.Close(); err != nil {
 		m.t.Errorf("close: %v", err)

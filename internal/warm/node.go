@@ -23,6 +23,9 @@ type Config struct {
 	IDCount  int    // number of blocks
 	MaxSlots int    // ready, preparing and claimed together
 	Memory   int64  // bytes that all slots' limits may add up to; see SetMemory
+	// ColdStarts bounds the slots that are made for claims at once, Queue the claims
+	// that wait for their turn or for a ready slot.
+	ColdStarts, Queue int
 	// WorkDir holds a directory per slot, whose "workspace" becomes /workspace.
 	WorkDir string
 	// PrepareTimeout bounds making a slot, readiness included.
@@ -41,6 +44,7 @@ type Node struct {
 	metrics *Metrics
 	profile profile
 	wake    chan struct{}        // capacity 1: something changed for the pools
+	news    chan struct{}        // capacity 1: see Changed
 	now     func() time.Duration // CLOCK_BOOTTIME
 	work    sync.WaitGroup
 	sweptAt time.Time // Run's own
@@ -67,6 +71,8 @@ type Node struct {
 	ids      *idRanges
 	reserved int       // places for slots that are not among slots yet
 	claiming int       // claims in flight; refill waits for them
+	starting int       // slots that are being made for claims
+	line     []*waiter // claims that wait, in the order in which they came
 	restTill time.Time // refill waits until then: an answer is on its way
 	checking *check    // the check of a ready slot that is under way; nil if none
 	checkAt  time.Time // no check before
@@ -83,6 +89,8 @@ type Node struct {
 // pool is what is known of one class's stock beside its slots.
 type pool struct {
 	ready    []*slot // oldest first
+	created  []*slot // oldest first
+	laying   int     // created ones that are being made
 	failures int
 	retryAt  time.Time
 	message  string // why the last preparation failed
@@ -105,10 +113,13 @@ type slot struct {
 	class  *env.Class
 	boot   env.Resources // what it was made with: its class's, or more for a claim
 	image  Image
+	files  Files // where it may be filled before its container is made
 	cgroup Cgroup
 	island IslandInfo
 	init   Init
 	guest  Guest
+
+	namespaces namespaces // for its container, until that is made
 
 	gone sync.Once // descriptors closed
 
@@ -171,7 +182,7 @@ func Open(ctx context.Context, cfg Config, dir *durable.Dir, classes []*env.Clas
 	n := &Node{
 		sweptAt: time.Now(), now: sinceBoot,
 		cfg: cfg, parts: parts, log: log, state: dir, tokens: tokens{key},
-		metrics: newMetrics(), wake: make(chan struct{}, 1),
+		metrics: newMetrics(), wake: make(chan struct{}, 1), news: make(chan struct{}, 1),
 		classes: map[string]*env.Class{}, pools: map[string]*pool{},
 		slots: map[env.SlotID]*slot{}, envs: map[env.ID]*slot{}, keys: map[string]*keyed{}, pending: map[env.ID]bool{},
 		ids: newIDRanges(cfg.IDBase, cfg.IDCount), memory: cfg.Memory, gate: newGate(),
@@ -179,6 +190,7 @@ func Open(ctx context.Context, cfg Config, dir *durable.Dir, classes []*env.Clas
 	for _, c := range classes {
 		n.classes[c.Name] = c
 		n.pools[c.Name] = &pool{}
+		n.metrics.know(c.Name)
 	}
 	if n.fenced, err = wasFenced(dir); err != nil {
 		return nil, err
@@ -230,6 +242,7 @@ const closePatience = 2 * time.Second
 func (n *Node) Close() error {
 	n.mu.Lock()
 	n.closed = true
+	n.dissolveLocked(errStopping)
 	slots := make([]*slot, 0, len(n.slots))
 	for _, s := range n.slots {
 		slots = append(slots, s)
@@ -255,6 +268,7 @@ func (s *slot) letGo() {
 		if s.init != nil {
 			s.init.Close()
 		}
+		_ = s.namespaces.letGo()
 	})
 }
 
@@ -305,6 +319,7 @@ func (n *Node) forget(s *slot) error {
 	delete(n.slots, st.ID)
 	n.ids.put(st.IDs)
 	n.buryEnvironment(st)
+	n.changedLocked()
 	return nil
 }
 

@@ -23,6 +23,9 @@ type bench struct {
 	dir   string
 	work  string
 	fault durable.Fault
+	boots int // how often the kernel was started anew
+
+	starts, queue int // of Config; 0 is 4 and 8
 }
 
 func newBench(t *testing.T) *bench {
@@ -68,10 +71,18 @@ func (b *bench) start(classes []*env.Class) (*Node, error) {
 		b.t.Fatal(err)
 	}
 	cfg := Config{
-		Node: "n1", Instance: "hearth", BootID: "boot-1", IDBase: 65536, IDCount: 8, MaxSlots: 6, Memory: 1 << 30,
+		Node: "n1", Instance: "hearth", BootID: fmt.Sprintf("boot-%d", b.boots), IDBase: 65536, IDCount: 8, MaxSlots: 6, Memory: 1 << 30,
+		ColdStarts: orElse(b.starts, 4), Queue: orElse(b.queue, 8),
 		WorkDir: b.work, PrepareTimeout: time.Minute, UndoTimeout: time.Minute,
 	}
 	return Open(b.t.Context(), cfg, dir, classes, b.world.parts(), slog.New(slog.DiscardHandler))
+}
+
+func orElse(n, otherwise int) int {
+	if n == 0 {
+		return otherwise
+	}
+	return n
 }
 
 // fillPools steps until the pools have nothing to do.
@@ -238,11 +249,11 @@ func TestNoFaultLeaksOrLosesASlot(t *testing.T) {
 	requireChown(t)
 	for _, call := range []string{
 		"image", "prepare", "island", "cgroup", "bind", "create", "open", "identity-open", "start", "dial",
-		"configure", "ready", "policy", "freeze", "identity", "unlock", "thaw", "kill", "delete", "rmisland", "rmcgroup",
+		"configure", "ready", "policy", "freeze", "identity", "unlock", "thaw", "kill", "delete", "rmisland", "rmcgroup", "bound", "unbound",
 	} {
 		t.Run(call, func(t *testing.T) {
 			b := newBench(t)
-			n := b.open(demoClass(1))
+			n := b.open(boundedClass(1))
 			failed := false
 			b.world.failWith(func(c string) error {
 				if c == call && !failed {
@@ -272,7 +283,7 @@ func TestNoFaultLeaksOrLosesASlot(t *testing.T) {
 			if len(ids) < 2 {
 				t.Errorf("%d of 3 claims worked", len(ids))
 			}
-			want := map[string]int{"containers": 0, "cgroups": 0, "islands": 0, "processes": 0, "bound": 0, "watched": 0}
+			want := map[string]int{"containers": 0, "cgroups": 0, "islands": 0, "processes": 0, "bound": 0, "watched": 0, "quotas": 0}
 			if diff := cmp.Diff(want, b.world.leftovers()); diff != "" {
 				t.Errorf("left over (-want +got):\n%s", diff)
 			}

@@ -116,8 +116,11 @@ type islands interface {
 // ReleaseHolder, the network namespace's as long as this process lives.
 type Island struct {
 	IslandInfo
-	UserNS        string
-	NetNS         string
+	UserNS string
+	NetNS  string
+	// Held reports whether the namespaces are still there; nil is for ever. ReleaseHolder
+	// ends what holds them.
+	Held          func() bool
 	ReleaseHolder func() error
 }
 
@@ -177,6 +180,12 @@ type disk interface {
 	// Watch counts what a slot writes from now on, until Unwatch.
 	Watch(slot env.SlotID, cgroup uint64, class string) error
 	Unwatch(slot env.SlotID)
+	// Bound limits what the root filesystem of a slot and its workspace, which are
+	// empty yet, take to so many bytes. It is env.ErrUnsupported where nothing
+	// counts them.
+	Bound(ctx context.Context, slot env.SlotID, ids env.IDRange, bytes int64, workspace string) error
+	// Unbound takes that limit away again.
+	Unbound(ids env.IDRange) error
 }
 
 // pressure knows whether the node has power to spare for slots that nobody
@@ -188,8 +197,9 @@ type pressure interface {
 
 // tracer is told of claims that succeeded, beside their answer.
 type tracer interface {
-	// Claimed is told with the context of the call, which may have ended.
-	Claimed(ctx context.Context, class string, warm bool, begun time.Time, phases []PhaseTime)
+	// Claimed is told with the context of the call, which may have ended, and with how
+	// it was served.
+	Claimed(ctx context.Context, class, served string, begun time.Time, phases []PhaseTime)
 }
 
 // detector watches slots for abuse.

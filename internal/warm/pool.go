@@ -13,12 +13,16 @@ import (
 type poolView struct {
 	class     *env.Class
 	ready     []readySlot // of any revision
+	created   []createdSlot
 	preparing int
+	laying    int       // created slots that are being made
 	fits      bool      // the node has a place and the memory for one more
+	stocked   bool      // a created slot has them already
 	failures  int       // preparations that failed in a row
 	retryAt   time.Time // no preparation before
 	message   string    // why the last preparation failed
 	rolled    time.Time // the last replacement because the class changed; zero for none
+	waiting   int       // claims that stand in line
 }
 
 type readySlot struct {
@@ -38,17 +42,19 @@ type nodeView struct {
 	checking bool      // a slot is being checked
 	checkAt  time.Time // no check before
 	rigid    bool      // slots cannot be deflated here
+	waiting  bool      // claims stand in line, or have slots made
 	// pressed says why the node has no power to spare, "" if it has. Until
 	// pressedTill only a pool without a ready slot is refilled.
 	pressed     string
 	pressedTill time.Time
 }
 
-// action is the next thing to do for the pools. At most one of prepare, retire,
-// check and deflate is set; none means nothing is to be done before until (zero: until
-// something changes).
+// action is the next thing to do for the pools. At most one of prepare, create,
+// retire, check and deflate is set; none means nothing is to be done before until
+// (zero: until something changes).
 type action struct {
 	prepare *env.Class
+	create  *env.Class
 	retire  env.SlotID
 	check   env.SlotID
 	deflate env.SlotID
@@ -70,11 +76,14 @@ func retryDelay(failures int) time.Duration {
 
 // next decides what to do for the pools: first retire what is too old, of
 // another revision or too many, as soon as that leaves no pool worse off, then
-// prepare one slot for the pool that lacks the most, then, with nothing else to
-// do, check the ready slot whose readiness was seen the longest ago, or deflate
-// one.
+// prepare one slot for the pool that lacks the most, then make a created one, then,
+// with nothing else to do, check the ready slot whose readiness was seen the longest
+// ago, or deflate one.
 func next(pools []poolView, n nodeView) action {
 	var act action
+	if id, ok := superfluous(pools, n.now, act.wait); ok {
+		return action{retire: id}
+	}
 	if id, rolls, ok := retirable(pools, n.now, act.wait); ok {
 		return action{retire: id, rolls: rolls}
 	}
@@ -96,6 +105,9 @@ func next(pools []poolView, n nodeView) action {
 	if best != nil {
 		act.prepare, act.rolls = best.class, best.rolling()
 		act.waiting(best.class.Name, "")
+		return act
+	}
+	if act.create = barest(pools, n, act.wait); act.create != nil {
 		return act
 	}
 	if act.check = due(pools, n, act.wait); act.check == "" {
@@ -124,9 +136,9 @@ func (p *poolView) held(n nodeView) (why string, until time.Time) {
 	switch {
 	case p.rolling() && p.rollAt().After(n.now):
 		return fmt.Sprintf("the class changed; the next slot is replaced at %s (warm.rollEvery)", p.rollAt().UTC().Format(time.TimeOnly)), p.rollAt()
-	case n.room <= 0:
+	case n.room <= 0 && !p.stocked:
 		return "every slot of the node is in use (limits.slots)", time.Time{}
-	case !p.fits:
+	case !p.fits && !p.stocked:
 		return "the node's memory is promised to others (limits.memory)", time.Time{}
 	case p.retryAt.After(n.now):
 		return cmp.Or(p.message, "the last preparation failed"), p.retryAt
@@ -193,7 +205,7 @@ func retirable(pools []poolView, now time.Time, wait func(time.Time)) (id env.Sl
 				current++
 			}
 		}
-		cramped := !p.fits && p.preparing == 0 && len(p.ready) > 1
+		cramped := !p.fits && !p.stocked && p.preparing == 0 && len(p.ready) > 1
 		for _, s := range p.ready {
 			old, revised := !p.lasts(s, now), s.revision != p.class.Revision
 			switch {
@@ -262,7 +274,7 @@ func inflated(pools []poolView, n nodeView, wait func(time.Time)) env.SlotID {
 // idle reports whether ready slots may be attended to.
 func (n nodeView) idle(wait func(time.Time)) bool {
 	switch {
-	case n.checking, n.hush != "": // whose end wakes the pools
+	case n.checking, n.waiting, n.hush != "": // whose end wakes the pools
 		return false
 	case n.checkAt.After(n.now):
 		wait(n.checkAt)
@@ -285,8 +297,12 @@ func (p *poolView) lack(now time.Time) int {
 	return p.class.Warm.Slots - have
 }
 
-// better orders pools by what share of their stock is missing, then by name.
+// better orders pools by whether claims wait, then by what share of their stock is
+// missing, then by name.
 func better(a, b *poolView, now time.Time) bool {
+	if (a.waiting > 0) != (b.waiting > 0) {
+		return a.waiting > 0
+	}
 	x, y := a.lack(now)*max(b.class.Warm.Slots, 1), b.lack(now)*max(a.class.Warm.Slots, 1)
 	if x != y {
 		return x > y

@@ -8,26 +8,47 @@ import (
 	"path/filepath"
 	"time"
 
+	"hearth/internal/durable"
 	"hearth/internal/env"
 )
 
 // fill puts files into a slot before anything is mounted or started.
 type fill func(ctx context.Context, image Image, files Files) error
 
-// prepare makes a slot of the class: frozen, ready, its island locked. The
-// caller has raised n.reserved for it. What was made before an error is removed
-// again.
-func (n *Node) prepare(ctx context.Context, class *env.Class, fill fill) (*slot, error) {
-	return n.prepareWith(ctx, class, class.Resources, fill)
+// prepare makes a slot of the class ready: frozen, its island locked. It makes it of
+// created, or, if that is nil, anew: then the caller has raised n.reserved for it.
+func (n *Node) prepare(ctx context.Context, created *slot, class *env.Class, fill fill) (*slot, error) {
+	return n.prepareWith(ctx, created, class, class.Resources, fill)
 }
 
-// prepareWith is prepare with other resources than the class's.
-func (n *Node) prepareWith(ctx context.Context, class *env.Class, boot env.Resources, fill fill) (*slot, error) {
+// prepareWith is prepare with other resources than the class's, which a created slot
+// has.
+func (n *Node) prepareWith(ctx context.Context, created *slot, class *env.Class, boot env.Resources, fill fill) (*slot, error) {
+	return n.build(ctx, created, class, boot, func(ctx context.Context, s *slot) error {
+		if created == nil {
+			if err := n.layOut(ctx, s); err != nil {
+				return err
+			}
+		}
+		return n.raise(ctx, s, fill)
+	})
+}
+
+// build takes a created slot, or reserves one, and does what is to be done to it. What
+// was made before an error is removed again.
+func (n *Node) build(ctx context.Context, created *slot, class *env.Class, boot env.Resources, do func(context.Context, *slot) error) (*slot, error) {
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.PrepareTimeout)
 	defer cancel()
-	s, err := n.reserveSlot(class, boot)
-	if err != nil {
-		return nil, err
+	s := created
+	if s == nil {
+		var err error
+		if s, err = n.reserveSlot(class, boot); err != nil {
+			return nil, err
+		}
+	} else {
+		n.mu.Lock()
+		s.class = class
+		n.mu.Unlock()
 	}
 	ctx, abort := context.WithCancelCause(ctx)
 	n.abortable(s, abort)
@@ -35,7 +56,7 @@ func (n *Node) prepareWith(ctx context.Context, class *env.Class, boot env.Resou
 		n.abortable(s, nil)
 		abort(nil)
 	}()
-	if err := n.build(ctx, s, fill); err != nil {
+	if err := do(ctx, s); err != nil {
 		if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
 			err = errors.Join(cause, err)
 		}
@@ -94,6 +115,7 @@ func (n *Node) enter(s *slot) error {
 		IDs: ids, Made: time.Now(),
 	}
 	n.slots[s.id] = s
+	n.tell()
 	return nil
 }
 
@@ -106,28 +128,50 @@ func (n *Node) memoryLocked() int64 {
 	return sum
 }
 
-// build makes the slot's parts in the order that keeps it safe: the island and
-// the sensors before the first process, the door to its identity before the
-// first process of the image.
-func (n *Node) build(ctx context.Context, s *slot, fill fill) error {
+// layOut makes what a slot needs before it has a container. Nothing is mounted, so
+// that it may be filled, and nothing of the image runs.
+func (n *Node) layOut(ctx context.Context, s *slot) error {
 	id, ids := s.id, n.stateOf(s).IDs
 	var err error
 	if s.image, err = n.parts.Runtime.Image(ctx, s.class.Image); err != nil {
 		return err
 	}
-	files := Files{IDs: ids}
-	if files.Upper, err = n.parts.Runtime.Prepare(ctx, id, s.image, ids); err != nil {
+	s.files = Files{IDs: ids}
+	if s.files.Upper, err = n.parts.Runtime.Prepare(ctx, id, s.image, ids); err != nil {
 		return err
 	}
-	if files.Workspace, err = n.makeWorkspace(id, ids); err != nil {
+	if s.files.Workspace, err = n.makeWorkspace(id, ids); err != nil {
 		return err
 	}
-	if fill != nil {
-		if err := fill(ctx, s.image, files); err != nil {
+	if most := s.class.Resources.DiskBytes; most > 0 {
+		if err := n.parts.Disk.Bound(ctx, id, ids, most, s.files.Workspace); err != nil {
 			return err
 		}
 	}
-	if err := n.isolate(ctx, s, files); err != nil {
+	island, err := n.parts.Islands.Create(ctx, id, ids)
+	if err != nil {
+		return err
+	}
+	s.island, s.namespaces = island.IslandInfo, namespaces{island.UserNS, island.NetNS, island.Held, island.ReleaseHolder}
+	if s.cgroup, err = n.parts.Cgroups.Create(id, s.boot); err != nil {
+		return err
+	}
+	if err := n.parts.Detector.Bind(id, island.NetID, s.cgroup.ID(), s.class); err != nil {
+		return err
+	}
+	return n.parts.Disk.Watch(id, s.cgroup.ID(), s.class.Name)
+}
+
+// raise makes a slot that is laid out ready: the island and the sensors are there
+// before the first process, the door to its identity before the first process of the
+// image.
+func (n *Node) raise(ctx context.Context, s *slot, fill fill) error {
+	if fill != nil {
+		if err := fill(ctx, s.image, s.files); err != nil {
+			return err
+		}
+	}
+	if err := n.contain(ctx, s); err != nil {
 		return err
 	}
 	if err := n.boot(ctx, s); err != nil {
@@ -138,42 +182,42 @@ func (n *Node) build(ctx context.Context, s *slot, fill fill) error {
 	}
 	return n.change(s, func(st *slotState) {
 		st.Phase = env.SlotReady
-		st.Image, st.Upper = s.image.Digest, files.Upper
+		st.Image, st.Upper = s.image.Digest, s.files.Upper
 		st.PID, st.PIDStart = s.init.PID(), s.init.Started()
 		st.Island, st.Proven = s.island.Record, time.Now()
 	})
 }
 
-// isolate makes island, cgroup, sensors and the created container.
-func (n *Node) isolate(ctx context.Context, s *slot, files Files) error {
-	id := s.id
-	island, err := n.parts.Islands.Create(ctx, id, files.IDs)
-	if err != nil {
-		return err
+// namespaces are those of a slot that has no container yet.
+type namespaces struct {
+	user, net string
+	held      func() bool  // nil is for ever
+	release   func() error // ends what holds them; nil for none
+}
+
+func (ns *namespaces) letGo() error {
+	release := ns.release
+	if release == nil {
+		return nil
 	}
-	s.island = island.IslandInfo
-	// The holder may go as soon as the container has been created in its
-	// namespaces, or has not.
+	ns.release = nil
+	return release()
+}
+
+// contain makes the container in the slot's namespaces.
+func (n *Node) contain(ctx context.Context, s *slot) error {
+	// What holds them may go as soon as the container has been created, or has not.
 	defer func() {
-		if err := island.ReleaseHolder(); err != nil {
-			n.log.Warn("release namespace holder", "slot", id, "error", err)
+		if err := s.namespaces.letGo(); err != nil {
+			n.log.Warn("release namespace holder", "slot", s.id, "error", err)
 		}
 	}()
-	if s.cgroup, err = n.parts.Cgroups.Create(id, s.boot); err != nil {
-		return err
-	}
-	if err := n.parts.Detector.Bind(id, island.NetID, s.cgroup.ID(), s.class); err != nil {
-		return err
-	}
-	if err := n.parts.Disk.Watch(id, s.cgroup.ID(), s.class.Name); err != nil {
-		return err
-	}
 	class := *s.class
 	class.Resources = s.boot
 	pid, err := n.parts.Runtime.Create(ctx, Container{
-		Slot: id, Class: &class, Image: s.image, IDs: files.IDs,
-		UserNS: island.UserNS, NetNS: island.NetNS,
-		Cgroup: s.cgroup.ContainerPath(), Workspace: files.Workspace,
+		Slot: s.id, Class: &class, Image: s.image, IDs: s.files.IDs,
+		UserNS: s.namespaces.user, NetNS: s.namespaces.net,
+		Cgroup: s.cgroup.ContainerPath(), Workspace: s.files.Workspace,
 	})
 	if err != nil {
 		return err
@@ -185,7 +229,7 @@ func (n *Node) isolate(ctx context.Context, s *slot, files Files) error {
 	if s.init, err = n.parts.Inits.Open(pid); err != nil {
 		return err
 	}
-	return s.init.OpenIdentity(files.IDs)
+	return s.init.OpenIdentity(s.files.IDs)
 }
 
 // boot starts init and waits until the class's probe has passed.
@@ -316,11 +360,15 @@ func (n *Node) removeParts(ctx context.Context, s *slot) error {
 	try("delete container", n.parts.Runtime.Delete(ctx, id))
 	n.parts.Detector.Unbind(id)
 	n.parts.Disk.Unwatch(id)
+	try("end namespaces", s.namespaces.letGo())
 	try("destroy island", n.parts.Islands.Destroy(ctx, id))
 	if s.cgroup != nil {
 		try("remove cgroup", s.cgroup.Remove(ctx))
 	}
-	try("remove files", os.RemoveAll(filepath.Join(n.cfg.WorkDir, string(id))))
+	try("remove files", durable.RemoveAll(ctx, filepath.Join(n.cfg.WorkDir, string(id))))
+	if s.class.Resources.DiskBytes > 0 {
+		try("unbound disk", n.parts.Disk.Unbound(s.state.IDs))
+	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}

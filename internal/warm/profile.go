@@ -88,12 +88,13 @@ func profileOf(name string, took []time.Duration) PhaseProfile {
 
 // recordClaim counts a claim, profiles and traces it.
 func (n *Node) recordClaim(call context.Context, st slotState, watch *stopwatch) {
-	n.metrics.claim(st.Class, st.Env.Warm, watch.laps, st.Env.Took)
-	if st.Env.Warm {
+	served := st.Env.served()
+	n.metrics.claim(st.Class, served, watch.laps, st.Env.Took)
+	if served == ServedWarm {
 		n.profile.add(watch.laps)
 	}
 	if n.parts.Tracer != nil {
-		n.parts.Tracer.Claimed(call, st.Class, st.Env.Warm, watch.start, watch.laps)
+		n.parts.Tracer.Claimed(call, st.Class, served, watch.start, watch.laps)
 	}
 }
 

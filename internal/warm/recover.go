@@ -47,13 +47,18 @@ func (n *Node) recover(ctx context.Context, past *replay) error {
 		n.buryEnvironment(st)
 	}
 	for _, st := range past.slots {
-		if err := n.takeBack(ctx, st, found[st.ID]); err != nil {
+		if err := n.takeBack(ctx, st, finding{pid: found[st.ID]}); err != nil {
 			return err
 		}
 	}
 	stale := make([]env.SlotID, 0, len(past.stale))
-	for id := range past.stale {
-		stale = append(stale, id)
+	for id, st := range past.stale {
+		kept, ok := st.afterBoot(n.moment())
+		if !ok {
+			stale = append(stale, id)
+		} else if err := n.takeBack(ctx, kept, finding{rebooted: true}); err != nil {
+			return err
+		}
 	}
 	if err := n.sweep(ctx, stale); err != nil {
 		n.log.Error("sweep orphans", "error", err)
@@ -75,9 +80,10 @@ func (n *Node) recover(ctx context.Context, past *replay) error {
 	return n.compact()
 }
 
-// takeBack decides one journalled slot's fate and carries it out. Its error
-// means that the slot could not be looked at: nothing is decided then.
-func (n *Node) takeBack(ctx context.Context, st slotState, pid int) error {
+// takeBack decides one journalled slot's fate and carries it out. Known is what was
+// found already. Its error means that the slot could not be looked at: nothing is
+// decided then.
+func (n *Node) takeBack(ctx context.Context, st slotState, known finding) error {
 	class, err := n.classOf(st)
 	if err != nil {
 		// What it was promised is lost with the file: it cannot be kept.
@@ -86,7 +92,7 @@ func (n *Node) takeBack(ctx context.Context, st slotState, pid int) error {
 	}
 	s := newSlot(st.ID, class)
 	s.image, s.state = Image{Digest: st.Image}, st
-	found, err := n.examine(ctx, s, pid)
+	found, err := n.examine(ctx, s, known)
 	if err != nil {
 		s.letGo()
 		return fmt.Errorf("look at slot %s: %w", st.ID, err)
@@ -181,7 +187,7 @@ func (n *Node) remove(ctx context.Context, s *slot) {
 
 // examine asks the kernel about a slot and opens what it finds. Not being there
 // is a finding; not being able to look is an error.
-func (n *Node) examine(ctx context.Context, s *slot, pid int) (f finding, err error) {
+func (n *Node) examine(ctx context.Context, s *slot, f finding) (_ finding, err error) {
 	s.init = endedInit{s.state.PID}
 	if s.cgroup, err = n.parts.Cgroups.Adopt(s.id); errors.Is(err, env.ErrNotFound) {
 		s.cgroup, err = n.parts.Cgroups.Create(s.id, env.Resources{}) // an empty one, to be removed with the rest
@@ -192,8 +198,8 @@ func (n *Node) examine(ctx context.Context, s *slot, pid int) (f finding, err er
 	if f.frozen, err = s.cgroup.Frozen(); err != nil {
 		return f, err
 	}
-	if pid != 0 && pid == s.state.PID {
-		p, err := n.parts.Inits.Open(pid)
+	if f.pid != 0 && f.pid == s.state.PID {
+		p, err := n.parts.Inits.Open(f.pid)
 		if err != nil && !errors.Is(err, env.ErrNotFound) {
 			return f, err
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"hearth/internal/env"
@@ -47,6 +48,9 @@ func (n *Node) step(ctx context.Context) (time.Duration, error) {
 	case act.prepare != nil:
 		n.refill(ctx, act.prepare, act.rolls)
 		return 0, nil
+	case act.create != nil:
+		n.lay(ctx, act.create)
+		return 0, nil
 	case act.check != "":
 		n.attend(ctx, act.check, n.prove)
 		return 0, nil
@@ -87,17 +91,22 @@ func (n *Node) decide(now time.Time) action {
 		return action{}
 	}
 	n.dropDead()
+	n.dropUnheldLocked()
 	n.dropPoolsLocked()
 	n.expireKeys(now)
 	views := n.poolViewsLocked()
 	if n.memoryLocked() > n.memory {
-		if id, ok := spare(views); ok {
+		id, ok := spareCreated(views)
+		if !ok {
+			id, ok = spare(views)
+		}
+		if ok {
 			return action{retire: id}
 		}
 	}
 	view := nodeView{
 		now: now, room: n.roomLocked(), checking: n.checking != nil, checkAt: n.checkAt, rigid: n.rigid != "",
-		pressed: n.pressed, pressedTill: n.preparedAt.Add(pressedPause),
+		pressed: n.pressed, pressedTill: n.preparedAt.Add(pressedPause), waiting: len(n.line)+n.starting > 0,
 	}
 	switch {
 	case n.closed:
@@ -120,13 +129,18 @@ func (n *Node) decide(now time.Time) action {
 // poolViewsLocked is what next is to know. The caller holds mu.
 func (n *Node) poolViewsLocked() []poolView {
 	views := make([]poolView, 0, len(n.pools))
-	memory, room := n.memoryLocked(), n.roomLocked()
+	memory, room, waiting := n.memoryLocked(), n.roomLocked(), n.waitingLocked()
 	for name, p := range n.pools {
 		class := n.poolClassLocked(name)
 		v := poolView{
 			class: class, preparing: p.making, failures: p.failures, retryAt: p.retryAt, message: p.message, rolled: p.rolled,
+			waiting: waiting[name], laying: p.laying,
+		}
+		for _, s := range p.created {
+			v.created = append(v.created, viewOfCreated(s))
 		}
 		v.fits = room > 0 && memory+class.Resources.MemoryBytes <= n.memory
+		v.stocked = n.createdLocked(class, class.Resources) != nil
 		for _, s := range p.ready {
 			v.ready = append(v.ready, viewOfReady(s))
 		}
@@ -160,6 +174,7 @@ func (n *Node) dropDead() {
 // holds mu and has taken it out.
 func (n *Node) buryLocked(s *slot) {
 	n.metrics.dead.WithLabelValues(s.class.Name, deadInit).Inc()
+	n.tell()
 	n.background(s, "its init ended in the pool")
 }
 
@@ -193,12 +208,16 @@ func (n *Node) refill(ctx context.Context, class *env.Class, rolls bool) {
 		return
 	}
 	p.making++
-	n.reserved++
+	created := n.takeCreatedLocked(class, class.Resources)
+	if created == nil {
+		n.reserved++
+	}
 	start := time.Now()
 	n.preparedAt = start
 	n.mu.Unlock()
+	n.tell()
 
-	s, err := n.prepare(ctx, class, nil)
+	s, err := n.prepare(ctx, created, class, nil)
 
 	n.mu.Lock()
 	p.making--
@@ -214,6 +233,7 @@ func (n *Node) refill(ctx context.Context, class *env.Class, rolls bool) {
 		p.message = err.Error()
 	}
 	failures := p.failures
+	n.changedLocked()
 	n.mu.Unlock()
 
 	if err == nil {
@@ -242,15 +262,16 @@ func (n *Node) retire(ctx context.Context, id env.SlotID, rolls bool) error {
 	return n.destroy(context.WithoutCancel(ctx), s)
 }
 
-// takeLocked takes one slot out of its pool. The caller holds mu.
+// takeLocked takes one slot, ready or created, out of its pool. The caller holds mu.
 func (n *Node) takeLocked(s *slot) bool {
 	p := n.pools[s.class.Name]
 	if p == nil {
 		return false // its class has gone
 	}
-	for i, r := range p.ready {
-		if r == s {
-			p.ready = append(p.ready[:i:i], p.ready[i+1:]...)
+	for _, stock := range []*[]*slot{&p.ready, &p.created} {
+		if i := slices.Index(*stock, s); i >= 0 {
+			*stock = append((*stock)[:i:i], (*stock)[i+1:]...)
+			n.tell()
 			return true
 		}
 	}

@@ -174,6 +174,7 @@ func (n *Node) putBack(s *slot) {
 		n.background(s, s.condemned)
 	default:
 		n.returnLocked(s)
+		n.changedLocked()
 	}
 }
 

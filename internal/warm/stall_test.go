@@ -1,7 +1,9 @@
 package warm
 
 import (
+	"context"
 	"errors"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,6 +29,29 @@ func (w fakeDisk) Unwatch(slot env.SlotID) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.watched, slot)
+}
+
+func (w fakeDisk) Bound(_ context.Context, _ env.SlotID, ids env.IDRange, bytes int64, workspace string) error {
+	if err := w.call("bound"); err != nil {
+		return err
+	}
+	if _, err := os.Stat(workspace); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.quotas[ids.Base] = bytes
+	return nil
+}
+
+func (w fakeDisk) Unbound(ids env.IDRange) error {
+	if err := w.call("unbound"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.quotas, ids.Base)
+	return nil
 }
 
 // full makes the disk refuse everything, or admit it again.
@@ -179,7 +204,7 @@ func TestAShortDiskRefusesWhatWouldFillIt(t *testing.T) {
 	n.reserved++
 	class := n.classes["demo"]
 	n.mu.Unlock()
-	_, err = n.prepare(t.Context(), class, nil)
+	_, err = n.prepare(t.Context(), nil, class, nil)
 	refused("preparation", err)
 	// A release must not be: it gives room back.
 	if _, err := n.Release(t.Context(), e.ID, 0, true); err != nil {

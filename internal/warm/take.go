@@ -124,6 +124,7 @@ func (n *Node) claim(ctx context.Context, c *Claim, digest string, watch *stopwa
 	if err != nil {
 		return Answer{}, err
 	}
+	watch.skip(queuePhase, c.waited)
 	watch.lap("take")
 	err = n.personalise(ctx, s, c, digest, warm, watch)
 	if warm && errors.Is(err, errUnfit) {
@@ -169,30 +170,48 @@ func (n *Node) obtain(ctx context.Context, c *Claim) (s *slot, warm bool, err er
 		return nil, false, err
 	}
 	n.pending[c.ID] = true
-	n.claiming++
+	s, warm, err = n.slotFor(ctx, class, c)
+	if err != nil {
+		delete(n.pending, c.ID)
+		return nil, false, err
+	}
+	n.envs[c.ID] = s
+	return s, warm, nil
+}
+
+// slotFor gets the claim a ready slot, at once or in its turn, or has one made. On
+// success n.claiming counts the claim. The caller holds mu, which may be released
+// meanwhile.
+func (n *Node) slotFor(ctx context.Context, class *env.Class, c *Claim) (s *slot, warm bool, err error) {
 	if c.Snapshot == "" {
+		n.claiming++
 		s := n.popReady(class)
 		if s == nil && n.interrupt(ctx, class.Name) {
 			s = n.popReady(class)
 		}
 		if s != nil {
-			if err := n.askLocked(s, c); err != nil {
-				n.claiming--
-				delete(n.pending, c.ID)
-				return nil, false, err
-			}
-			n.envs[c.ID] = s
+			err = n.askLocked(s, c)
+		}
+		if s != nil && err == nil {
 			return s, true, nil
 		}
-	}
-	s, err = n.makeCold(ctx, class, c)
-	if err != nil {
 		n.claiming--
-		delete(n.pending, c.ID)
+	}
+	switch {
+	case err != nil:
+		return nil, false, err
+	case c.WarmOnly:
+		return nil, false, fmt.Errorf("%w: no ready slot of class %s", env.ErrExhausted, class.Name)
+	}
+	if err := n.fetchAhead(ctx, class, c); err != nil {
 		return nil, false, err
 	}
-	n.envs[c.ID] = s
-	return s, false, nil
+	w, err := n.standInLine(ctx, class, c)
+	if err != nil || w.slot != nil {
+		return w.slot, true, err
+	}
+	s, err = n.makeCold(ctx, w)
+	return s, false, err
 }
 
 // popReady takes the oldest live slot of the class's current revision, or of
@@ -221,48 +240,37 @@ func (n *Node) popReady(class *env.Class) *slot {
 	return nil
 }
 
-// makeCold prepares a slot for one claim. The caller holds mu, which is
-// released meanwhile.
-func (n *Node) makeCold(ctx context.Context, class *env.Class, c *Claim) (*slot, error) {
-	if c.WarmOnly {
-		return nil, fmt.Errorf("%w: no ready slot of class %s", env.ErrExhausted, class.Name)
-	}
-	if n.roomLocked() <= 0 {
-		return nil, fmt.Errorf("%w: all %d slots of this node are in use; release environments or raise limits.slots", env.ErrExhausted, n.cfg.MaxSlots)
-	}
-	n.reserved++
-	// Refill may go on while this slot is made: only its hand-over is in a hurry.
-	n.claiming--
+// makeCold prepares a slot for one claim whose turn it is. The caller holds mu,
+// which is released meanwhile. Refill may go on: only the slot's hand-over is in a
+// hurry.
+func (n *Node) makeCold(ctx context.Context, w *waiter) (*slot, error) {
 	n.mu.Unlock()
-	s, err := n.makeFor(ctx, class, c)
+	n.poke()
+	slow := time.AfterFunc(slowStart, func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.endTurnLocked(w)
+	})
+	s, err := n.makeFor(ctx, w)
+	slow.Stop()
 	n.mu.Lock()
-	n.claiming++
+	n.endTurnLocked(w)
+	if err == nil {
+		n.claiming++
+	}
 	return s, err
 }
 
-// makeFor is makeCold without the lock. It takes the reservation.
-func (n *Node) makeFor(ctx context.Context, class *env.Class, c *Claim) (*slot, error) {
-	boot, err := bootOf(class, c.Limits)
-	if err != nil {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		n.reserved--
-		return nil, err
-	}
+// makeFor is makeCold without the lock. It takes what the waiter was given.
+func (n *Node) makeFor(ctx context.Context, w *waiter) (*slot, error) {
+	c, class := w.claim, w.turn
 	if c.Snapshot == "" {
-		return n.prepareWith(ctx, class, boot, nil)
+		return n.prepareWith(ctx, w.base, class, w.boot, nil)
 	}
 	if c.goesOn() {
 		class = asItWas(class)
 	}
-	// Before the slot, whose preparation is bounded: a fetch may take long.
-	if err := n.fetch(ctx, c); err != nil {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		n.reserved--
-		return nil, err
-	}
-	s, err := n.prepareWith(ctx, class, boot, n.restore(c))
+	s, err := n.prepareWith(ctx, w.base, class, w.boot, n.restore(c))
 	if err != nil {
 		n.unfork(c)
 	}
@@ -383,7 +391,7 @@ func (st *slotState) claimedBy(c *Claim, digest string, warm bool, class *env.Cl
 	st.Phase = env.SlotClaimed
 	st.Env = &envState{
 		ID: c.ID, Tenant: c.Tenant, Generation: c.Generation, Phase: env.PhaseClaiming,
-		Warm: warm, Snapshot: c.Snapshot, Claimed: now.wall, Labels: c.Labels, Hostname: c.Hostname, Egress: c.Egress,
+		Warm: warm, Waited: c.waited, Snapshot: c.Snapshot, Claimed: now.wall, Labels: c.Labels, Hostname: c.Hostname, Egress: c.Egress,
 		Epoch: 1, Key: c.Key, Digest: digest, Ports: class.Ports,
 		Ephemeral: class.Ephemeral, Limits: c.Limits, ClaimKey: c.ClaimKey, ClaimRequest: c.ClaimRequest,
 	}

@@ -14,6 +14,8 @@ const (
 
 // finding is what the kernel and containerd say of a slot at a restart.
 type finding struct {
+	pid       int  // of the init that containerd knows; 0 for none
+	rebooted  bool // the kernel under which it ran is gone, and all that was in it
 	initAlive bool // the recorded pid runs and started when the journal says
 	frozen    bool
 	island    bool // enforcement is in force, as recorded
@@ -31,6 +33,8 @@ func judge(s slotState, f finding) (fate, string) {
 		return judgeEnvironment(s.Env.Phase, f)
 	}
 	switch {
+	case s.Phase == env.SlotCreated:
+		return destroy, "" // as ever: its namespaces ended with its agent
 	case s.Phase != env.SlotReady:
 		return destroy, "it was " + string(s.Phase)
 	case !f.initAlive:
@@ -49,6 +53,8 @@ func judgeEnvironment(phase env.Phase, f finding) (fate, string) {
 		return destroy, "its claim was never answered"
 	case phase == env.PhaseReleased:
 		return destroy, "its release was under way"
+	case f.rebooted:
+		return keepFailed, "its node was restarted"
 	case phase == env.PhaseFailed, !f.initAlive:
 		return keepFailed, "its init ended"
 	case !f.island:

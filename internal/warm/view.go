@@ -18,6 +18,8 @@ type PoolView struct {
 	Ready     int
 	Preparing int
 	Claimed   int
+	Waiting   int // claims that stand in line
+	Created   int // slots that have everything but a container
 	Message   string
 	Memory    int64 // limit of one environment, in bytes
 	Ephemeral bool  // of the class
@@ -39,7 +41,7 @@ func (s *slot) view(st slotState) Environment {
 		Phase: e.Phase, Message: e.Message, Warm: e.Warm, Snapshot: e.Snapshot,
 		Claimed: e.Claimed, Labels: e.Labels, PID: st.PID, Ports: e.Ports,
 		Ephemeral: e.Ephemeral, Resources: s.resources(st), ClaimKey: e.ClaimKey, ClaimRequest: e.ClaimRequest,
-		Reason: e.reason(), Expires: e.Expires, TimeToLive: e.TimeToLive,
+		Reason: e.reason(), Expires: e.Expires, TimeToLive: e.TimeToLive, Served: e.served(), Waited: e.Waited,
 	}
 }
 
@@ -52,6 +54,18 @@ func (e *envState) reason() string {
 		return reasonExpired
 	default:
 		return ""
+	}
+}
+
+// served says how the environment's claim was.
+func (e *envState) served() string {
+	switch {
+	case !e.Warm:
+		return ServedCold
+	case e.Waited > 0:
+		return ServedQueued
+	default:
+		return ServedWarm
 	}
 }
 
@@ -120,6 +134,7 @@ func (n *Node) Pools() []PoolView {
 			claimed[s.class.Name]++
 		}
 	}
+	waiting := n.waitingLocked()
 	out := make([]PoolView, 0, len(n.pools))
 	for name, p := range n.pools {
 		class := n.classes[name]
@@ -128,7 +143,7 @@ func (n *Node) Pools() []PoolView {
 		}
 		out = append(out, PoolView{
 			Class: name, Revision: class.Revision, Want: class.Warm.Slots,
-			Ready: len(p.ready), Preparing: p.making, Claimed: claimed[name], Message: cmp.Or(p.waits, p.message, n.rigidLocked(class)),
+			Ready: len(p.ready), Preparing: p.making, Claimed: claimed[name], Waiting: waiting[name], Created: len(p.created), Message: cmp.Or(p.waits, p.message, n.rigidLocked(class)),
 			Memory: class.Resources.MemoryBytes, Ephemeral: class.Ephemeral,
 		})
 	}
@@ -206,8 +221,8 @@ func (n *Node) Inspect(name string) (Inspection, error) {
 		IDs: st.IDs, PID: st.PID, Upper: st.Upper,
 		Proven: st.Proven, Swappable: st.Swappable && st.Phase == env.SlotReady,
 	}
-	if st.Phase == env.SlotPreparing || doomed {
-		return out, nil // its parts are still being made, or being removed
+	if st.Phase == env.SlotPreparing || st.Phase == env.SlotCreated || doomed {
+		return out, nil // its parts are still to be made, or being removed
 	}
 	if s.init == nil { // taken back failed: nothing of it runs
 		v := n.viewOf(s)

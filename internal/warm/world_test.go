@@ -25,6 +25,7 @@ type world struct {
 	identities  map[int]map[string]string
 	bound       map[env.SlotID]env.ID
 	watched     map[env.SlotID]bool
+	quotas      map[uint32]int64
 	snaps       map[env.SnapshotID]env.Snapshot
 	lineages    map[env.ID]bool // begun by a fork
 	nextPID     int
@@ -35,15 +36,16 @@ type world struct {
 	hangDeflate bool // deflating goes on until it is ended
 	pressed     string
 	hygiene     map[env.SlotID]env.HygienePolicy // as init was told
+	unheld      map[env.SlotID]bool              // whose namespaces are gone
 	sick        func(env.SlotID) bool            // whose probes fail, of slots that are thawed for a check; nil: none
 }
 
 func newWorld() *world {
 	return &world{
 		containers: map[env.SlotID]int{}, cgroups: map[env.SlotID]*fakeCgroup{}, islands: map[env.SlotID]string{},
-		alive: map[int]bool{}, identities: map[int]map[string]string{}, bound: map[env.SlotID]env.ID{}, watched: map[env.SlotID]bool{},
-		hygiene: map[env.SlotID]env.HygienePolicy{},
-		snaps:   map[env.SnapshotID]env.Snapshot{}, lineages: map[env.ID]bool{}, nextPID: 1000,
+		alive: map[int]bool{}, identities: map[int]map[string]string{}, bound: map[env.SlotID]env.ID{}, watched: map[env.SlotID]bool{}, quotas: map[uint32]int64{},
+		hygiene: map[env.SlotID]env.HygienePolicy{}, unheld: map[env.SlotID]bool{},
+		snaps: map[env.SnapshotID]env.Snapshot{}, lineages: map[env.ID]bool{}, nextPID: 1000,
 		cpu: map[env.SlotID]time.Duration{}, packets: map[env.SlotID]uint64{},
 	}
 }
@@ -125,21 +127,6 @@ func (w *world) hygieneOf(slot env.SlotID) env.HygienePolicy {
 	return w.hygiene[slot]
 }
 
-// press makes the node short of something, or of nothing.
-func (w *world) press(what string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.pressed = what
-}
-
-type fakePressure struct{ *world }
-
-func (w fakePressure) Pressed() (string, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.world.pressed, nil
-}
-
 // leftovers counts everything that exists.
 func (w *world) leftovers() map[string]int {
 	w.mu.Lock()
@@ -152,7 +139,7 @@ func (w *world) leftovers() map[string]int {
 	}
 	return map[string]int{
 		"containers": len(w.containers), "cgroups": len(w.cgroups), "islands": len(w.islands),
-		"processes": alive, "bound": len(w.bound), "watched": len(w.watched),
+		"processes": alive, "bound": len(w.bound), "watched": len(w.watched), "quotas": len(w.quotas),
 	}
 }
 
@@ -180,6 +167,9 @@ func (w fakeRuntime) Create(_ context.Context, c Container) (int, error) {
 	defer w.mu.Unlock()
 	if w.islands[c.Slot] != "locked" {
 		return 0, errors.New("container created without a locked island")
+	}
+	if w.unheld[c.Slot] {
+		return 0, errors.New("container created in namespaces that are gone")
 	}
 	w.nextPID++
 	w.alive[w.nextPID] = true
@@ -338,7 +328,12 @@ func (w fakeIslands) Create(_ context.Context, slot env.SlotID, _ env.IDRange) (
 	w.islands[slot] = "locked"
 	rec, _ := json.Marshal(slot)
 	return Island{
-		IslandInfo:    IslandInfo{NetID: 1, Address: netip.MustParseAddr("100.96.0.2"), Record: rec},
+		IslandInfo: IslandInfo{NetID: 1, Address: netip.MustParseAddr("100.96.0.2"), Record: rec},
+		Held: func() bool {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return !w.unheld[slot]
+		},
 		ReleaseHolder: func() error { return nil },
 	}, nil
 }

@@ -96,3 +96,32 @@ func (w fakeDetector) Unbind(slot env.SlotID) {
 	defer w.mu.Unlock()
 	delete(w.bound, slot)
 }
+
+// forget begins the record of calls anew.
+func (w *world) forget() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.calls = nil
+}
+
+// told are the calls since forget.
+func (w *world) told() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return append([]string(nil), w.calls...)
+}
+
+// press makes the node short of something, or of nothing.
+func (w *world) press(what string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.pressed = what
+}
+
+type fakePressure struct{ *world }
+
+func (w fakePressure) Pressed() (string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.world.pressed, nil
+}

@@ -33,7 +33,7 @@ type NodeClaimRequest struct {
 	Environment string     `protobuf:"bytes,2,opt,name=environment,proto3" json:"environment,omitempty"`
 	Generation  uint64     `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"` // 0 is 1
 	Spec        *ClaimSpec `protobuf:"bytes,4,opt,name=spec,proto3" json:"spec,omitempty"`
-	// warm_only refuses instead of starting a container.
+	// warm_only refuses instead of waiting or starting a container.
 	WarmOnly bool `protobuf:"varint,5,opt,name=warm_only,json=warmOnly,proto3" json:"warm_only,omitempty"`
 	// fetch is the node to get spec.snapshot from, if this one does not have it.
 	Fetch *FetchFrom `protobuf:"bytes,6,opt,name=fetch,proto3" json:"fetch,omitempty"`
@@ -1548,6 +1548,8 @@ type Pool struct {
 	Message       string                 `protobuf:"bytes,7,opt,name=message,proto3" json:"message,omitempty"`                             // why it waits or fails
 	MemoryBytes   uint64                 `protobuf:"varint,8,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"` // limit of one environment of the class; 0 is not known
 	Ephemeral     bool                   `protobuf:"varint,9,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`                        // of the class: its environments are stored by no controller
+	Waiting       uint32                 `protobuf:"varint,60,opt,name=waiting,proto3" json:"waiting,omitempty"`                           // claims that stand in the node's line
+	Created       uint32                 `protobuf:"varint,61,opt,name=created,proto3" json:"created,omitempty"`                           // slots that have everything but a container
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1643,6 +1645,20 @@ func (x *Pool) GetEphemeral() bool {
 		return x.Ephemeral
 	}
 	return false
+}
+
+func (x *Pool) GetWaiting() uint32 {
+	if x != nil {
+		return x.Waiting
+	}
+	return 0
+}
+
+func (x *Pool) GetCreated() uint32 {
+	if x != nil {
+		return x.Created
+	}
+	return 0
 }
 
 type InventoryRequest struct {
@@ -2972,7 +2988,7 @@ const file_hearth_v1_node_proto_rawDesc = "" +
 	"\x10NodeTokenRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\">\n" +
 	"\x11NodeTokenResponse\x12)\n" +
-	"\x06access\x18\x01 \x01(\v2\x11.hearth.v1.AccessR\x06access\"\xf5\x01\n" +
+	"\x06access\x18\x01 \x01(\v2\x11.hearth.v1.AccessR\x06access\"\xa9\x02\n" +
 	"\x04Pool\x12\x14\n" +
 	"\x05class\x18\x01 \x01(\tR\x05class\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\tR\brevision\x12\x12\n" +
@@ -2982,7 +2998,9 @@ const file_hearth_v1_node_proto_rawDesc = "" +
 	"\aclaimed\x18\x06 \x01(\rR\aclaimed\x12\x18\n" +
 	"\amessage\x18\a \x01(\tR\amessage\x12!\n" +
 	"\fmemory_bytes\x18\b \x01(\x04R\vmemoryBytes\x12\x1c\n" +
-	"\tephemeral\x18\t \x01(\bR\tephemeral\"\x12\n" +
+	"\tephemeral\x18\t \x01(\bR\tephemeral\x12\x18\n" +
+	"\awaiting\x18< \x01(\rR\awaiting\x12\x18\n" +
+	"\acreated\x18= \x01(\rR\acreated\"\x12\n" +
 	"\x10InventoryRequest\"\xa9\x02\n" +
 	"\x11InventoryResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +

@@ -160,7 +160,7 @@ type Environment struct {
 	// message says why, for failed, quarantined, fenced and stalled.
 	Message string `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
 	Node    string `protobuf:"bytes,7,opt,name=node,proto3" json:"node,omitempty"`
-	// warm is true if a ready slot was claimed.
+	// warm is true if a ready slot was claimed, at once or after a wait; see served.
 	Warm         bool                   `protobuf:"varint,8,opt,name=warm,proto3" json:"warm,omitempty"`
 	ClaimedAt    *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=claimed_at,json=claimedAt,proto3" json:"claimed_at,omitempty"`
 	Labels       map[string]string      `protobuf:"bytes,10,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -187,7 +187,12 @@ type Environment struct {
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,41,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	// time_to_live is what was asked for, counted from the claim; 0 is what its
 	// class says. Extend changes expires_at and not this.
-	TimeToLive    *durationpb.Duration `protobuf:"bytes,42,opt,name=time_to_live,json=timeToLive,proto3" json:"time_to_live,omitempty"`
+	TimeToLive *durationpb.Duration `protobuf:"bytes,42,opt,name=time_to_live,json=timeToLive,proto3" json:"time_to_live,omitempty"`
+	// served says how its claim was: warm, from a slot that was ready; queued, from one
+	// that became ready while the claim waited; cold, from one that was made for it.
+	Served string `protobuf:"bytes,60,opt,name=served,proto3" json:"served,omitempty"`
+	// waited is how long its claim stood in the node's line; 0 if it did not.
+	Waited        *durationpb.Duration `protobuf:"bytes,61,opt,name=waited,proto3" json:"waited,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -372,6 +377,20 @@ func (x *Environment) GetExpiresAt() *timestamppb.Timestamp {
 func (x *Environment) GetTimeToLive() *durationpb.Duration {
 	if x != nil {
 		return x.TimeToLive
+	}
+	return nil
+}
+
+func (x *Environment) GetServed() string {
+	if x != nil {
+		return x.Served
+	}
+	return ""
+}
+
+func (x *Environment) GetWaited() *durationpb.Duration {
+	if x != nil {
+		return x.Waited
 	}
 	return nil
 }
@@ -1230,7 +1249,7 @@ var File_hearth_v1_types_proto protoreflect.FileDescriptor
 
 const file_hearth_v1_types_proto_rawDesc = "" +
 	"\n" +
-	"\x15hearth/v1/types.proto\x12\thearth.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb7\x06\n" +
+	"\x15hearth/v1/types.proto\x12\thearth.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x82\a\n" +
 	"\vEnvironment\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05class\x18\x02 \x01(\tR\x05class\x12\x16\n" +
@@ -1259,7 +1278,9 @@ const file_hearth_v1_types_proto_rawDesc = "" +
 	"\n" +
 	"expires_at\x18) \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12;\n" +
 	"\ftime_to_live\x18* \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"timeToLive\x1a9\n" +
+	"timeToLive\x12\x16\n" +
+	"\x06served\x18< \x01(\tR\x06served\x121\n" +
+	"\x06waited\x18= \x01(\v2\x19.google.protobuf.DurationR\x06waited\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"F\n" +
@@ -1400,25 +1421,26 @@ var file_hearth_v1_types_proto_depIdxs = []int32{
 	6,  // 4: hearth.v1.Environment.resources:type_name -> hearth.v1.Resources
 	17, // 5: hearth.v1.Environment.expires_at:type_name -> google.protobuf.Timestamp
 	18, // 6: hearth.v1.Environment.time_to_live:type_name -> google.protobuf.Duration
-	15, // 7: hearth.v1.ClaimSpec.variables:type_name -> hearth.v1.ClaimSpec.VariablesEntry
-	7,  // 8: hearth.v1.ClaimSpec.egress:type_name -> hearth.v1.EgressPolicy
-	16, // 9: hearth.v1.ClaimSpec.labels:type_name -> hearth.v1.ClaimSpec.LabelsEntry
-	18, // 10: hearth.v1.ClaimSpec.time_to_live:type_name -> google.protobuf.Duration
-	6,  // 11: hearth.v1.ClaimSpec.resources:type_name -> hearth.v1.Resources
-	1,  // 12: hearth.v1.EgressPolicy.mode:type_name -> hearth.v1.EgressPolicy.Mode
-	8,  // 13: hearth.v1.EgressPolicy.allow:type_name -> hearth.v1.EgressRule
-	8,  // 14: hearth.v1.EgressPolicy.deny:type_name -> hearth.v1.EgressRule
-	9,  // 15: hearth.v1.EgressRule.ports:type_name -> hearth.v1.PortRange
-	17, // 16: hearth.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
-	11, // 17: hearth.v1.Snapshot.stats:type_name -> hearth.v1.SnapshotStats
-	18, // 18: hearth.v1.SnapshotStats.took:type_name -> google.protobuf.Duration
-	17, // 19: hearth.v1.Detection.time:type_name -> google.protobuf.Timestamp
-	18, // 20: hearth.v1.Detection.latency:type_name -> google.protobuf.Duration
-	21, // [21:21] is the sub-list for method output_type
-	21, // [21:21] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	18, // 7: hearth.v1.Environment.waited:type_name -> google.protobuf.Duration
+	15, // 8: hearth.v1.ClaimSpec.variables:type_name -> hearth.v1.ClaimSpec.VariablesEntry
+	7,  // 9: hearth.v1.ClaimSpec.egress:type_name -> hearth.v1.EgressPolicy
+	16, // 10: hearth.v1.ClaimSpec.labels:type_name -> hearth.v1.ClaimSpec.LabelsEntry
+	18, // 11: hearth.v1.ClaimSpec.time_to_live:type_name -> google.protobuf.Duration
+	6,  // 12: hearth.v1.ClaimSpec.resources:type_name -> hearth.v1.Resources
+	1,  // 13: hearth.v1.EgressPolicy.mode:type_name -> hearth.v1.EgressPolicy.Mode
+	8,  // 14: hearth.v1.EgressPolicy.allow:type_name -> hearth.v1.EgressRule
+	8,  // 15: hearth.v1.EgressPolicy.deny:type_name -> hearth.v1.EgressRule
+	9,  // 16: hearth.v1.EgressRule.ports:type_name -> hearth.v1.PortRange
+	17, // 17: hearth.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
+	11, // 18: hearth.v1.Snapshot.stats:type_name -> hearth.v1.SnapshotStats
+	18, // 19: hearth.v1.SnapshotStats.took:type_name -> google.protobuf.Duration
+	17, // 20: hearth.v1.Detection.time:type_name -> google.protobuf.Timestamp
+	18, // 21: hearth.v1.Detection.latency:type_name -> google.protobuf.Duration
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_hearth_v1_types_proto_init() }

@@ -31,7 +31,7 @@ type exchange struct {
 	receive  func() (*hearthv1.ReportResponse, error)
 	cut      context.CancelFunc
 	sequence uint64
-	told     string // what nodes do by themselves, as the last inventory said
+	told     string    // what nodes do by themselves, as the last inventory said
 	sent     time.Time // when the controller was told of the stock
 }
 

@@ -3,7 +3,10 @@ package agentlink
 import (
 	"context"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -12,9 +15,14 @@ import (
 )
 
 // books are a node's inventory, which the test changes.
-type books struct{ envs []*hearthv1.Environment }
+type books struct {
+	envs  []*hearthv1.Environment
+	ready atomic.Uint32
+}
 
-func (b *books) Stock() *hearthv1.Heartbeat { return &hearthv1.Heartbeat{} }
+func (b *books) Stock() *hearthv1.Heartbeat {
+	return &hearthv1.Heartbeat{Pools: []*hearthv1.Pool{{Class: "small", Ready: b.ready.Load()}}}
+}
 
 func (b *books) Inventory(context.Context, *hearthv1.InventoryRequest) (*hearthv1.InventoryResponse, error) {
 	return &hearthv1.InventoryResponse{Environments: b.envs}, nil
@@ -62,4 +70,67 @@ func TestWhatANodeDoesByItselfIsReportedAtTheNextHeartbeat(t *testing.T) {
 			t.Errorf("%s: inventory %t, want %t", step.what, got, step.want)
 		}
 	}
+}
+
+// What changes often is told soon, and not often.
+func TestChangesOfThePoolsAreToldAtOnceAndTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, change := &books{}, make(chan struct{}, 1)
+		l, err := New(slog.New(slog.DiscardHandler), Config{
+			Instance: instance, Node: "n1", Advertise: "127.0.0.1:1", Hosts: []string{"127.0.0.1"}, Finder: &place{}, Token: always(podToken),
+			Changed: change,
+		}, openDir(t), b)
+		ok(t, err)
+		begun := time.Now()
+		var mu sync.Mutex // guards the two
+		var told []time.Duration
+		var last *hearthv1.ReportRequest
+		ready := func() uint32 {
+			mu.Lock()
+			defer mu.Unlock()
+			return last.GetHeartbeat().GetPools()[0].GetReady()
+		}
+		x := &exchange{
+			send: func(r *hearthv1.ReportRequest) error {
+				mu.Lock()
+				defer mu.Unlock()
+				last = r
+				told = append(told, time.Since(begun))
+				return nil
+			},
+			receive: func() (*hearthv1.ReportResponse, error) {
+				return &hearthv1.ReportResponse{Sequence: last.GetSequence(), Interval: durationpb.New(time.Hour)}, nil
+			},
+			cut: func() {},
+		}
+		passed := make(chan error, 1)
+		go func() { passed <- l.pass(t.Context(), x, 10*time.Second) }()
+		time.Sleep(time.Second)
+		for range 100 { // a burst of 300 ms
+			b.ready.Add(1)
+			select {
+			case change <- struct{}{}:
+			default:
+			}
+			time.Sleep(3 * time.Millisecond)
+		}
+		if got := ready(); got < 80 {
+			t.Errorf("during the burst the controller was told of %d slots of 100", got)
+		}
+		time.Sleep(100 * time.Millisecond)
+		if got := ready(); got != 100 {
+			t.Errorf("after the burst the controller was told of %d slots, not 100", got)
+		}
+		if err := <-passed; err != nil {
+			t.Error(err)
+		}
+		if len(told) < 5 || len(told) > 8 || told[0] != time.Second+changeAfter {
+			t.Errorf("told at %v", told)
+		}
+		for i := 1; i < len(told); i++ {
+			if told[i]-told[i-1] < changeEvery {
+				t.Errorf("told twice within %s", told[i]-told[i-1])
+			}
+		}
+	})
 }

@@ -187,7 +187,7 @@ func poolOf(p warm.PoolView) *hearthv1.Pool {
 	return &hearthv1.Pool{
 		Class: p.Class, Revision: p.Revision, Want: uint32(p.Want), Ready: uint32(p.Ready),
 		Preparing: uint32(p.Preparing), Claimed: uint32(p.Claimed), Message: p.Message,
-		MemoryBytes: uint64(p.Memory), Ephemeral: p.Ephemeral, Waiting: uint32(p.Waiting),
+		MemoryBytes: uint64(p.Memory), Ephemeral: p.Ephemeral, Waiting: uint32(p.Waiting), Created: uint32(p.Created),
 	}
 }
 
