@@ -28,6 +28,7 @@ var journeys = []journey{
 	{"detect", (*world).detect},
 	{"snapshot", (*world).snapshot},
 	{"classes", (*world).classes},
+	{"lifetimes", (*world).lifetimes},
 	{"refused", (*world).refused},
 	{"books", (*world).books},
 	{"disk", (*world).disk},

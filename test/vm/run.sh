@@ -91,7 +91,8 @@ build_programs() {
 	done
 }
 
-# build_root lays out the disk: busybox, all of the kernel's modules, the tests.
+# build_root lays out the disk: busybox, all of the kernel's modules, the tests. It
+# counts by project, as a disk does that bounds what each environment takes.
 build_root() {
 	local root=$VM/root release=$1 applet
 	mkdir -p "$root"/{bin,sbin,usr/bin,usr/sbin,etc,proc,sys,dev,run,tmp,root,var/tmp,var/lib,lib/modules}
@@ -109,7 +110,7 @@ build_root() {
 	rm -f "$root/sbin/init"
 	cp test/vm/guest/init "$root/sbin/init"
 	rm -f "$VM/root.img"
-	mke2fs -q -t ext4 -O ^has_journal -d "$root" "$VM/root.img" 2G >"$VM/mke2fs.log" 2>&1 || fail "mke2fs: $(cat "$VM/mke2fs.log")"
+	mke2fs -q -t ext4 -O ^has_journal,quota,project -E quotatype=prjquota -d "$root" "$VM/root.img" 2G >"$VM/mke2fs.log" 2>&1 || fail "mke2fs: $(cat "$VM/mke2fs.log")"
 }
 
 build_initramfs() {
@@ -117,7 +118,7 @@ build_initramfs() {
 	rm -rf "$dir"
 	mkdir -p "$dir"/{bin,dev,root,modules}
 	cp /bin/busybox "$dir/bin/"
-	for module in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk; do
+	for module in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk quota_tree quota_v2; do
 		find "$VM/kernel/lib/modules/$release" -name "$module.ko" -exec cp {} "$dir/modules/" \;
 		[ -e "$dir/modules/$module.ko" ] || fail "kernel $release has no module $module"
 	done
