@@ -141,21 +141,13 @@ func (r *Runtime) tryDeleteContainer(ctx context.Context, slot env.SlotID) error
 	if err == nil {
 		_, err = task.Delete(ctx, client.WithProcessKill)
 	}
-	if err != nil && !errdefs.IsNotFound(err) && !hasNoTask(ctx, c) {
+	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("delete task: %w", err)
 	}
 	if err := c.Delete(ctx); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("delete container: %w", err)
 	}
 	return nil
-}
-
-// hasNoTask reports whether a task is gone although its deletion gave an error. A
-// shim ends with the last of its containers, and when two go at once it may do so
-// before it has answered for the other (containerd's shimTask.delete).
-func hasNoTask(ctx context.Context, c client.Container) bool {
-	_, err := c.Task(ctx, nil)
-	return errdefs.IsNotFound(err)
 }
 
 // List returns every container of this instance and, as orphans without labels,

@@ -37,6 +37,13 @@ type WriteOptions struct {
 	Parents  bool // make missing directories
 }
 
+// maxPage bounds what is held of a directory at once, in bytes of names and links:
+// ten thousand links may name forty megabytes.
+const maxPage = 1 << 20
+
+// entrySize is what an entry has beside its name and link, in bytes.
+const entrySize = 64
+
 // Page is a part of a directory, sorted by the bytes of the names.
 type Page struct {
 	Entries []FileInfo
@@ -88,7 +95,7 @@ func (cl *call) fileInfo(w wire.FileInfo) (FileInfo, error) {
 }
 
 // ListDir returns up to limit entries (0 and anything above is
-// wire.MaxEntries) whose names sort after the given one.
+// wire.MaxEntries) whose names sort after the given one; fewer if they are long.
 func (c *Client) ListDir(ctx context.Context, path, after string, limit int) (Page, error) {
 	if err := checkPath(wire.OpList, path); err != nil {
 		return Page{}, err
@@ -107,7 +114,7 @@ func (c *Client) ListDir(ctx context.Context, path, after string, limit int) (Pa
 
 func (cl *call) readPage(after string, limit int) (Page, error) {
 	var page Page
-	last := after
+	last, size := after, 0
 	for {
 		_ = cl.conn.SetReadDeadline(time.Now().Add(idleTimeout))
 		f, err := cl.next()
@@ -139,8 +146,12 @@ func (cl *call) readPage(after string, limit int) (Page, error) {
 				if info.Name <= last {
 					return Page{}, cl.lie("entry %.300q is not sorted after %.300q", info.Name, last)
 				}
-				last = info.Name
+				last, size = info.Name, size+entrySize+len(info.Name)+len(info.Target)
 				page.Entries = append(page.Entries, info)
+			}
+			if size > maxPage {
+				page.More = true // as far as is known
+				return page, nil
 			}
 		default:
 			return Page{}, cl.lie("frame of kind %d in a directory", f.Kind)

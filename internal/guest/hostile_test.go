@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -207,6 +208,36 @@ func TestEndlessOutputDoesNotAccumulate(t *testing.T) {
 	runtime.ReadMemStats(&after)
 	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 4<<20 {
 		t.Errorf("the heap grew by %d bytes", grown)
+	}
+}
+
+// Ten thousand links may name forty megabytes: a page ends before that, and says
+// that there is more.
+func TestADirectoryOfLongLinksComesInSmallPages(t *testing.T) {
+	target := bytes.Repeat([]byte("t"), 4000)
+	client := liar(t, func(conn *net.UnixConn, _ []byte) {
+		for i := 0; i < wire.MaxEntries; {
+			var batch []wire.FileInfo
+			for range 8 {
+				batch = append(batch, wire.FileInfo{Name: fmt.Appendf(nil, "%06d", i), Target: target})
+				i++
+			}
+			if _, err := conn.Write(frames(wire.KindEntries, batch)); err != nil {
+				return
+			}
+		}
+		_, _ = conn.Write(frames(wire.KindEnd, wire.End{}))
+	})
+	page, err := client.ListDir(t.Context(), "/d", "", 0)
+	if err != nil || !page.More || len(page.Entries) == 0 {
+		t.Fatalf("%d entries, more %t, %v", len(page.Entries), page.More, err)
+	}
+	size := 0
+	for _, e := range page.Entries {
+		size += len(e.Name) + len(e.Target)
+	}
+	if size > maxPage+wire.MaxPayload {
+		t.Errorf("a page of %d bytes", size)
 	}
 }
 

@@ -27,9 +27,13 @@ import (
 const (
 	fullDisk = "hearthfull"
 	lying    = "hearthlie"
+	stuck    = "hearthstuck"
+	rebooted = "hearthboot"
+	given    = "hearthgiven"
+	crowded  = "hearthcrowd"
 )
 
-var instances = []string{fullDisk, lying, gone}
+var instances = []string{fullDisk, lying, gone, stuck, rebooted, given, crowded}
 
 // slots is limits.slots of every agent here, and warm how many of them the
 // class "web" keeps ready.
@@ -104,6 +108,12 @@ var classes = map[string]string{
 // newAgent writes the configuration of an instance. extra is appended to it.
 func newAgent(t *testing.T, s *stage.Stage, port int, classes map[string]string, extra string) *agent {
 	t.Helper()
+	return newAgentFor(t, s, port, slots, classes, extra)
+}
+
+// newAgentFor is newAgent for another limits.slots.
+func newAgentFor(t *testing.T, s *stage.Stage, port, slots int, classes map[string]string, extra string) *agent {
+	t.Helper()
 	a := &agent{Stage: s, port: port}
 	a.UseNode()
 	a.write(t, "nodeagent.yaml", fmt.Sprintf(`instance: %s
@@ -115,7 +125,7 @@ containerd:
   binDir: %s
 network:
   resolvers: ["%s"]
-ids: {count: 64}
+ids: {count: %d}
 limits: {slots: %d}
 refill: {cpuPressure: 100, memoryPressure: 100, ioPressure: 100}
 # The machine's disk may be as full as it is.
@@ -124,7 +134,7 @@ api:
   listen: 127.0.0.1:%d
   advertise: 127.0.0.1:%d
   metrics: 127.0.0.1:%d
-%s`, s.Instance(), s.Dir(), s.RunDir(), s.Dir(), s.RuntimeDir(), stage.Resolver, slots, port, port, port+1, extra))
+%s`, s.Instance(), s.Dir(), s.RunDir(), s.Dir(), s.RuntimeDir(), stage.Resolver, slots+40, slots, port, port, port+1, extra))
 	for name, spec := range classes {
 		a.write(t, "classes/"+name+".yaml", manifest(name, spec))
 	}
@@ -387,6 +397,11 @@ func (a *agent) rss(t *testing.T) int64 {
 	t.Helper()
 	pid, err := a.PID("agent")
 	ok(t, err)
+	return residentOf(t, pid)
+}
+
+func residentOf(t *testing.T, pid int) int64 {
+	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	ok(t, err)
 	_, rest, _ := strings.Cut(string(b), "VmRSS:")

@@ -136,33 +136,6 @@ func (a *agent) mostSlots(stop <-chan struct{}) (most int) {
 	}
 }
 
-func TestNodeThirtyCyclesLeaveNothingAndMemoryStays(t *testing.T) {
-	a := node(t)
-	cycle := func() {
-		c := a.claimSpec(t, &hearthv1.ClaimSpec{Class: "web", Variables: map[string]string{"GREETING": "x"}})
-		if _, err := a.Node.Release(t.Context(), &hearthv1.NodeReleaseRequest{Environment: c.ID()}); err != nil {
-			t.Fatal(err)
-		}
-		a.forget(c.ID(), c.Environment.Slot)
-	}
-	for range 5 { // caches fill
-		cycle()
-	}
-	a.poolFull(t)
-	before, fds := a.rss(t), a.descriptors(t)
-	for range 30 {
-		cycle()
-	}
-	a.poolFull(t)
-	const most = 24 << 20
-	if grown := a.rss(t) - before; grown > most {
-		t.Errorf("the agent grew by %d bytes in 30 cycles, from %d; at most %d may be garbage", grown, before, most)
-	}
-	if now := a.descriptors(t); now > fds+5 {
-		t.Errorf("the agent has %d descriptors, before the cycles it had %d", now, fds)
-	}
-}
-
 // A policy of a claim's own lives in the kernel as long as an environment has it.
 func TestNodePoliciesOfClaimsAreForgotten(t *testing.T) {
 	a := node(t)

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,12 +26,16 @@ var lies = map[string]string{
 	"quit":    "init ended",
 }
 
-// An init that is not ours, or was taken over, costs its class the slots and
-// nobody else anything.
+// An init that is not ours, or was taken over, costs its class the slots; one that
+// is honest until its environment has been claimed costs those who use it, each call
+// an error and in time; and nobody else anything.
 func TestNodeInitThatLiesCostsOnlyItsOwnClass(t *testing.T) {
 	require(t)
 	s := newStage("").Beside(lying)
-	classes := map[string]string{}
+	classes := map[string]string{"turn-none": turncoat("none")}
+	for how := range turns {
+		classes["turn-"+how] = turncoat(how)
+	}
 	for lie := range lies {
 		classes[lie] = "  image: hearth.local/busybox:1\n  resources: {memory: 64Mi}\n" +
 			"  services:\n  - {name: " + lie + ", command: [\"true\"]}\n"
@@ -47,36 +52,26 @@ func TestNodeInitThatLiesCostsOnlyItsOwnClass(t *testing.T) {
 	a.up(t)
 	a.seesThrough(t, "quit", lies["quit"]) // the image is unpacked on its first use
 	a.leavesNothing(t)
-	before := a.rss(t)
-	var most int64
-	stop, watched := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(watched)
-		for {
-			most = max(most, a.rss(t))
-			select {
-			case <-stop:
-				return
-			case <-time.After(20 * time.Millisecond):
-			}
-		}
-	}()
+	fds, memory := a.descriptors(t), a.watch(t)
+	over := a.betray(t)
 	var wg sync.WaitGroup
 	for lie, word := range lies {
 		wg.Go(func() { a.seesThrough(t, lie, word) })
 	}
+	over()
 	wg.Wait()
-	close(stop)
-	<-watched
-	if grown := most - before; grown > 64<<20 {
-		t.Errorf("the agent's memory grew by %d bytes while %d inits lied", grown, len(lies))
-	}
+	memory.grewAtMost(t, 96*mib)
+	eventually(t, 10*time.Second, func() error {
+		if now := a.descriptors(t); now > fds+8 { // connections of these clients among them
+			return fmt.Errorf("the agent has %d descriptors, before it had %d", now, fds)
+		}
+		return nil
+	})
 	a.noEnvironments(t)
 }
 
 // seesThrough claims cold on a lie: one clear error, in time.
 func (a *agent) seesThrough(t *testing.T, lie, word string) {
-	t.Helper()
 	t.Helper()
 	begun := time.Now()
 	_, stderr, code := a.Hearthctl.Try("claim", "--class", lie)

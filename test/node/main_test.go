@@ -135,7 +135,7 @@ func build(ctx context.Context) (string, error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return "", err
 	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", dir+"/", "../demo/probe", "./liar")
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", dir+"/", "../demo/probe", "./liar", "./intruder")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", errors.Join(fmt.Errorf("build the tests' programs: %w: %s", err, out), os.RemoveAll(dir))
@@ -190,7 +190,7 @@ func clear(on, s *stage.Stage) error {
 	if out, cleanup := on.Inside(s.Program("nodeagent"), "cleanup", "--all", "--config", config).CombinedOutput(); cleanup != nil {
 		err = errors.Join(err, fmt.Errorf("cleanup of %s: %w: %s", s.Instance(), cleanup, out))
 	}
-	return err
+	return errors.Join(err, s.End("containerd")) // if it had a given one
 }
 
 // outerInventory is what the machine shows of the stage from outside. Kernel

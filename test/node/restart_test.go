@@ -329,7 +329,8 @@ func TestNodePauseSurvivesSIGKILL(t *testing.T) {
 func TestNodeLostShimIsEnded(t *testing.T) {
 	a := node(t)
 	start := func(namespace, address string) *exec.Cmd {
-		cmd := exec.Command("sh", "-c", "while :; do sleep 1; done", "-namespace", namespace, "-id", string(env.NewSlotID()), "-address", address)
+		// A program that has no children, as a shim without containers.
+		cmd := exec.Command(a.Probe(), "count", "1000000", "-namespace", namespace, "-id", string(env.NewSlotID()), "-address", address)
 		cmd.Args[0] = "/usr/bin/containerd-shim-runc-v2"
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		ok(t, cmd.Start())

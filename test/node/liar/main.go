@@ -9,7 +9,8 @@
 //	unready    takes its configuration and floods when asked whether it is ready
 //	quit       ends when it is configured
 //
-// As a namespace holder, with the argument "hold", it is honest.
+// With turn- before one of the names of turn, it is honest until the environment
+// has been claimed. As a namespace holder, with the argument "hold", it is honest.
 package main
 
 import (
@@ -19,35 +20,58 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"hearth/internal/guest/wire"
 )
 
 func main() {
-	if len(os.Args) == 2 && os.Args[1] == "hold" {
-		_, _ = os.Stdout.Write([]byte{1})
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		return
+	s := &liar{}
+	if len(os.Args) == 2 {
+		switch os.Args[1] {
+		case "hold":
+			_, _ = os.Stdout.Write([]byte{1})
+			_, _ = io.Copy(io.Discard, os.Stdin)
+			return
+		case "squat":
+			s.turned.Store("none")
+			time.Sleep(200 * time.Millisecond) // until the name is free
+		case "turned": // pid 1 was something else
+			s.turned.Store("flood")
+		}
 	}
 	l, err := net.Listen("unix", wire.SocketName)
 	if err != nil {
 		os.Exit(1)
 	}
+	s.listener = l
 	for {
 		conn, err := l.Accept()
 		if err != nil {
+			time.Sleep(time.Hour) // the name is another's now
 			os.Exit(1)
 		}
-		go lie(conn)
+		go s.lie(conn)
 	}
 }
 
-func lie(conn net.Conn) {
+// liar is one in the place of an envinit.
+type liar struct {
+	listener net.Listener
+	turned   atomic.Value // string: how it lies once it is claimed
+}
+
+func (s *liar) lie(conn net.Conn) {
 	defer conn.Close()
 	f, err := wire.NewReader(conn).Next()
 	var req wire.Request
 	if err != nil || json.Unmarshal(f.Payload, &req) != nil {
+		return
+	}
+	if how, is := s.turned.Load().(string); is {
+		s.turn(conn, how, &req)
 		return
 	}
 	if req.Configure == nil {
@@ -57,6 +81,11 @@ func lie(conn net.Conn) {
 	name := ""
 	if s := req.Configure.Services; len(s) > 0 {
 		name = s[0].Name
+	}
+	if how, is := strings.CutPrefix(name, "turn-"); is {
+		s.turned.Store(how)
+		_ = wire.NewWriter(conn).SendJSON(wire.KindReply, wire.Reply{Version: wire.Version})
+		return
 	}
 	switch name {
 	case "garbage":
