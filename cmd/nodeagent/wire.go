@@ -373,6 +373,7 @@ func islandConfig(cfg config.Agent) netpol.Config {
 func snapshotConfig(cfg config.Agent) snapshot.Config {
 	limits := snapshot.DefaultLimits()
 	limits.Entries, limits.Bytes = int64(cfg.Snapshots.MaxFiles), int64(cfg.Snapshots.MaxBytes)
+	limits.NameBytes = int64(cfg.Snapshots.MaxNames)
 	return snapshot.Config{Dir: cfg.Snapshots.Dir, Limits: limits}
 }
 

@@ -210,9 +210,10 @@ type AgentDetection struct {
 // Snapshots is the node's snapshot store.
 type Snapshots struct {
 	Dir string `json:"dir"`
-	// MaxFiles and MaxBytes bound one snapshot, since its size is chosen inside
+	// MaxFiles, MaxNames and MaxBytes bound one snapshot, since its size is chosen inside
 	// the environment.
 	MaxFiles uint64 `json:"maxFiles"`
+	MaxNames Bytes  `json:"maxNames"` // of names, links' targets and attributes
 	MaxBytes Bytes  `json:"maxBytes"`
 }
 

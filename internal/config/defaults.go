@@ -78,6 +78,7 @@ func defaultAgent(a Agent, host Host) Agent {
 	}
 	def(&a.Snapshots.Dir, filepath.Join(a.StateDir, "snapshots"))
 	def(&a.Snapshots.MaxFiles, 5_000_000)
+	def(&a.Snapshots.MaxNames, 128*mib)
 	def(&a.Snapshots.MaxBytes, 256*1024*mib)
 	def(&a.Disk.KeepFree, "16%")
 	def(&a.Disk.KeepFreeInodes, "6%")

@@ -148,7 +148,7 @@ func (r *restorer) openRoot(i int, name, path string, encoded []byte) (*restoreD
 	if err != nil {
 		return nil, err
 	}
-	names, err := listNames(fd, make([]byte, 64<<10), 1<<20)
+	names, err := listNames(fd, make([]byte, 64<<10), 1<<20, 1<<30)
 	if err == nil && len(names) > 0 {
 		err = fmt.Errorf("%w: target %s is not empty: it has %.64q", env.ErrState, path, names[0])
 	}

@@ -15,6 +15,7 @@ type Config struct {
 // hold it frozen.
 type Limits struct {
 	Entries   int64 // names in all roots
+	NameBytes int64 // of names, links' targets and attributes, which are held in memory
 	Bytes     int64 // data of all files
 	FileBytes int64 // length of one file
 	Depth     int   // directories below each other
@@ -33,6 +34,7 @@ type Limits struct {
 func DefaultLimits() Limits {
 	return Limits{
 		Entries:     2_000_000,
+		NameBytes:   128 << 20,
 		Bytes:       256 << 30,
 		FileBytes:   64 << 30,
 		Depth:       256,
@@ -56,6 +58,7 @@ func (l Limits) withDefaults() Limits {
 		}
 	}
 	set(&l.Entries, d.Entries)
+	set(&l.NameBytes, d.NameBytes)
 	set(&l.Bytes, d.Bytes)
 	set(&l.FileBytes, d.FileBytes)
 	set(&l.StageMemory, d.StageMemory)

@@ -283,6 +283,22 @@ func TestLimitsStopAHostileTreeAndNameIt(t *testing.T) {
 			write(t, filepath.Join(dir, "long"), nil)
 			must(t, os.Truncate(filepath.Join(dir, "long"), 1<<40))
 		}, "\"upper/long\""},
+		"long names": {Limits{NameBytes: 10_000}, func(dir string) {
+			for i := range 100 {
+				write(t, filepath.Join(dir, fmt.Sprintf("%0200d", i)), nil)
+			}
+		}, "bytes of names"},
+		"long links": {Limits{NameBytes: 10_000}, func(dir string) {
+			for i := range 20 {
+				must(t, os.Symlink(strings.Repeat("x", 4000), filepath.Join(dir, fmt.Sprint(i))))
+			}
+		}, "bytes of names, links"},
+		"long attributes": {Limits{NameBytes: 10_000}, func(dir string) {
+			for i := range 20 {
+				write(t, filepath.Join(dir, fmt.Sprint(i)), nil)
+				must(t, unix.Setxattr(filepath.Join(dir, fmt.Sprint(i)), "user.x", make([]byte, 2000), 0))
+			}
+		}, "bytes of names, links"},
 		"too much data": {Limits{Bytes: 100_000}, func(dir string) {
 			write(t, filepath.Join(dir, "a"), random(1, 80_000))
 			write(t, filepath.Join(dir, "b"), random(2, 80_000))

@@ -179,9 +179,15 @@ func trustsTimes(fd int) (bool, error) {
 	return false, nil
 }
 
-// listNames returns the names in a directory, sorted. It stops at limit.
-func listNames(fd int, buf []byte, limit int64) ([]string, error) {
+// direntHead is the most that a name takes in a listing beside its bytes (struct
+// linux_dirent64, padded).
+const direntHead = 32
+
+// listNames returns the names in a directory, sorted. It stops at a limit of names,
+// and of their bytes.
+func listNames(fd int, buf []byte, limit, bytes int64) ([]string, error) {
 	var names []string
+	var held int64
 	for {
 		var n int
 		err := retry(func() (err error) {
@@ -200,6 +206,9 @@ func listNames(fd int, buf []byte, limit int64) ([]string, error) {
 		_, _, names = unix.ParseDirent(buf[:n], -1, names)
 		if int64(len(names)) > limit {
 			return nil, fmt.Errorf("%w: more than %d names", env.ErrExhausted, limit)
+		}
+		if held += int64(n); held > bytes+limit*direntHead {
+			return nil, fmt.Errorf("%w: more than %d bytes of names in one directory", env.ErrExhausted, bytes)
 		}
 	}
 	slices.Sort(names)

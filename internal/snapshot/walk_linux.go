@@ -25,7 +25,7 @@ type walker struct {
 	jobs  chan walkJob // unbuffered: a directory goes to an idle worker or is walked in place
 	wg    sync.WaitGroup
 
-	entries, bytes, sockets, mounts atomic.Int64
+	entries, nameBytes, bytes, sockets, mounts atomic.Int64
 
 	mu  sync.Mutex // guards err
 	err error
@@ -127,7 +127,24 @@ func (w *walker) compare(wk *worker, dirfd int, path string, n, prev *node) (kee
 			return true, nil
 		}
 	}
-	return w.visit(w.ctx, wk, dirfd, path, n)
+	keep, err = w.visit(w.ctx, wk, dirfd, path, n)
+	if err == nil && n.e != nil {
+		held := len(n.e.target)
+		for _, x := range n.e.xattrs {
+			held += len(x.name) + len(x.value)
+		}
+		err = w.hold(path, held)
+	}
+	return keep, err
+}
+
+// hold counts what is kept in memory of a name beside the entry itself, which is as
+// long as somebody inside chose.
+func (w *walker) hold(path string, bytes int) error {
+	if w.nameBytes.Add(int64(bytes)) > w.limits.NameBytes {
+		return fmt.Errorf("walk %q: %w: more than %d bytes of names, links and attributes", path, env.ErrExhausted, w.limits.NameBytes)
+	}
+	return nil
 }
 
 func (w *walker) dir(wk *worker, j walkJob) error {
@@ -137,7 +154,7 @@ func (w *walker) dir(wk *worker, j walkJob) error {
 	if _, err := unix.Seek(j.fd, 0, unix.SEEK_SET); err != nil { // a root is listed more than once
 		return fmt.Errorf("walk %q: %w", j.path, err)
 	}
-	names, err := listNames(j.fd, wk.dirBuf, w.limits.Entries)
+	names, err := listNames(j.fd, wk.dirBuf, w.limits.Entries, w.limits.NameBytes)
 	if err != nil {
 		return fmt.Errorf("walk %q: %w", j.path, err)
 	}
@@ -180,7 +197,7 @@ func (w *walker) name(wk *worker, j walkJob, name string, prev *node) error {
 			return nil
 		}
 	}
-	if err := w.count(path, st); err != nil {
+	if err := errors.Join(w.count(path, st), w.hold(path, len(name))); err != nil {
 		return err
 	}
 	n := &node{name: name, st: st.fileStat}

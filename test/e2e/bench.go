@@ -3,9 +3,13 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"math"
+	"net/http"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,10 +20,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/rest"
+	"k8s.io/client-go/transport"
 
 	hearthv1 "hearth/api/hearth/v1"
 	"hearth/api/hearth/v1/hearthv1connect"
+	"hearth/internal/rpc"
 )
 
 // How often each thing is measured.
@@ -317,10 +322,13 @@ func podReady(o any) bool {
 
 // apiClient is a backend's client of the Environments API.
 func (w *world) apiClient() (hearthv1connect.EnvironmentServiceClient, func(), error) {
-	cfg := &rest.Config{Host: "https://" + server + ":" + apiPort, BearerToken: w.tenants[team].token, TLSClientConfig: rest.TLSClientConfig{CAFile: w.caFile()}}
-	client, err := rest.HTTPClientFor(cfg)
+	pem, err := os.ReadFile(w.caFile())
 	if err != nil {
 		return nil, nil, err
 	}
-	return hearthv1connect.NewEnvironmentServiceClient(client, cfg.Host), client.CloseIdleConnections, nil
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pem)
+	connections := rpc.TLSClient(&tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots})
+	client := &http.Client{Transport: transport.NewBearerAuthRoundTripper(w.tenants[team].token, connections.Transport)}
+	return hearthv1connect.NewEnvironmentServiceClient(client, "https://"+server+":"+apiPort, rpc.ClientOptions()...), connections.CloseIdleConnections, nil
 }
