@@ -90,7 +90,7 @@ func perform() int {
 	_ = os.Setenv("HEARTH_PROBE", filepath.Join(dir, "probe"))
 	_ = os.Setenv(programs, dir)
 	s := newStage(filepath.Join(root, ".test/node"))
-	lock, err := alone(s.Dir() + ".lock")
+	lock, err := s.Alone()
 	if err != nil {
 		return report(err)
 	}
@@ -99,28 +99,11 @@ func perform() int {
 		return report(err)
 	}
 	before := outerInventory(s)
-	code, err := onStage(ctx, s, self)
+	code, err := onStage(ctx, s)
 	if code != 0 || err != nil {
 		s.ShowLogs()
 	}
 	return max(code, report(errors.Join(err, tearDown(s), unchanged(before, s))))
-}
-
-// alone keeps a second run from clearing the stage of the first. The lock ends
-// with the file's descriptor.
-func alone(path string) (*os.File, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
-	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("another run of these tests holds %s; wait for it: %w", path, err)
-	}
-	return f, nil
 }
 
 func newStage(dir string) *stage.Stage { return stage.New("hearthtest", dir) }
@@ -144,30 +127,11 @@ func build(ctx context.Context) (string, error) {
 }
 
 // onStage runs the copy of the test binary and returns its exit code.
-func onStage(ctx context.Context, s *stage.Stage, self string) (int, error) {
+func onStage(ctx context.Context, s *stage.Stage) (int, error) {
 	if err := s.SetUp(); err != nil {
 		return 1, err
 	}
-	wd, err := os.Getwd()
-	if err != nil {
-		return 1, err
-	}
-	cmd := s.Inside(append([]string{self}, os.Args[1:]...)...)
-	cmd.Args = append(cmd.Args[:1], append([]string{"--wd=" + wd}, cmd.Args[1:]...)...)
-	cmd.Env = append(os.Environ(), inside+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
-		return 1, err
-	}
-	undo := context.AfterFunc(ctx, func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) })
-	err = cmd.Wait()
-	undo()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		return max(exit.ExitCode(), 1), nil
-	}
-	return 0, err
+	return s.Rerun(ctx, inside+"=1")
 }
 
 // tearDown ends whatever the tests have left on the stage, the instances beside

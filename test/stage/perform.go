@@ -64,6 +64,12 @@ func (s *Stage) perform(ctx context.Context, prepare func() (func() error, error
 		return 1, err
 	}
 	defer func() { err = errors.Join(err, end()) }()
+	return s.Rerun(ctx, env...)
+}
+
+// Rerun runs this program anew on the stage, with its own arguments and further
+// variables, and returns its exit code.
+func (s *Stage) Rerun(ctx context.Context, env ...string) (code int, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return 1, err
