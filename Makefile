@@ -221,6 +221,11 @@ test-cluster: need-root deps cluster-binaries image ## bring the test cluster up
 test-vm: need-root deps-vm ## kernel tests in a VM: Linux 6.1, pure cgroup v2, BPF LSM
 	@test/vm/run.sh
 
+.PHONY: test-vm-node
+test-vm-node: need-root deps deps-vm image ## tests of a whole node in a VM with systemd as init, its tree delegated, crun too; some twelve minutes
+	@tools/debian-install.sh $(DEBIAN_IMAGE)
+	@test/vm/node.sh
+
 # The monitoring that alerts are tested with, as Debian has it; nothing of it is
 # installed, so that no service of it starts.
 MONITORING := $(RUNTIME)/monitoring

@@ -84,6 +84,15 @@ type EnvironmentSpec struct {
 	// +optional
 	Snapshot string `json:"snapshot,omitempty"`
 
+	// mounts are directories of the node that are mounted into the environment: those
+	// that the class allows and the node has.
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="mounts cannot be changed: make another Environment"
+	// +listType=map
+	// +listMapKey=path
+	// +optional
+	Mounts []Mount `json:"mounts,omitempty"`
+
 	// timeToLive after its claim the environment is released, and this object is
 	// deleted; at most what the class allows. Absent is what the class says. It
 	// may be changed while the environment lives, and counts from the claim then
@@ -106,6 +115,28 @@ type EnvironmentSpec struct {
 	// +kubebuilder:validation:XValidation:rule="self.generation >= oldSelf.generation",message="a placement's generation only rises"
 	// +optional
 	Placement *Placement `json:"placement,omitempty"`
+}
+
+// Mount is a directory of the node inside an environment.
+type Mount struct {
+	// name is the directory's in the node's configuration.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Name string `json:"name"`
+
+	// directory below it; absent is all of it.
+	// +kubebuilder:validation:MaxLength=1024
+	// +optional
+	Directory string `json:"directory,omitempty"`
+
+	// path is where it is mounted; what is missing of that is made.
+	// +kubebuilder:validation:Pattern=`^/.`
+	// +kubebuilder:validation:MaxLength=1024
+	Path string `json:"path"`
+
+	// readOnly refuses writes.
+	// +optional
+	ReadOnly bool `json:"readOnly,omitempty"`
 }
 
 // Claim lets a repeated call find what it made before.

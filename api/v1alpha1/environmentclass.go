@@ -104,6 +104,15 @@ type EnvironmentClassSpec struct {
 	// +optional
 	Ports []Port `json:"ports,omitempty"`
 
+	// mounts are the directories of a node that claims may have mounted, by the names
+	// that the nodes' configuration gives them (mounts).
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:MaxLength=63
+	// +kubebuilder:validation:items:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
+	// +listType=set
+	// +optional
+	Mounts []string `json:"mounts,omitempty"`
+
 	// lifetime says when environments end or pause by themselves.
 	// +optional
 	Lifetime Lifetime `json:"lifetime,omitzero"`

@@ -28,10 +28,11 @@ type reaper struct {
 }
 
 // maxForks bounds the forks under way. The threads for them, and some for what else
-// waits in the kernel, are made before anybody can have taken their places.
+// waits in the kernel, are made before anybody can have taken their places. They are
+// few, since a thaw wakes each of them, which a claim waits for.
 const (
-	maxForks     = 4
-	spareThreads = maxForks + 4
+	maxForks     = 2
+	spareThreads = maxForks + 1
 )
 
 // reserveThreads makes threads, which the runtime then keeps.

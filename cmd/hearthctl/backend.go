@@ -33,6 +33,7 @@ type backend interface {
 	extend(ctx context.Context, key, id string, end ending) (*hearthv1.Environment, error)
 	release(ctx context.Context, key, id string, snapshot bool) (*hearthv1.Snapshot, error)
 	token(ctx context.Context, id string) (*hearthv1.Access, error)
+	upgrade(ctx context.Context, key, id string, keep hearthv1.Keep) (*hearthv1.UpgradeResponse, error)
 }
 
 // backend connects to what the configuration names. It sends nothing yet.

@@ -87,3 +87,7 @@ func (c controller) token(ctx context.Context, id string) (*hearthv1.Access, err
 	r, err := c.api.Token(ctx, &hearthv1.TokenRequest{Environment: id})
 	return r.GetAccess(), err
 }
+
+func (c controller) upgrade(ctx context.Context, key, id string, keep hearthv1.Keep) (*hearthv1.UpgradeResponse, error) {
+	return c.api.Upgrade(ctx, &hearthv1.UpgradeRequest{IdempotencyKey: key, Environment: id, Keep: keep})
+}

@@ -118,3 +118,11 @@ func (n node) token(ctx context.Context, id string) (*hearthv1.Access, error) {
 	r, err := n.api.Token(ctx, &hearthv1.NodeTokenRequest{Environment: id})
 	return r.GetAccess(), err
 }
+
+func (n node) upgrade(ctx context.Context, key, id string, keep hearthv1.Keep) (*hearthv1.UpgradeResponse, error) {
+	r, err := n.api.Upgrade(ctx, &hearthv1.NodeUpgradeRequest{IdempotencyKey: key, Environment: id, Keep: keep})
+	if err != nil {
+		return nil, err
+	}
+	return &hearthv1.UpgradeResponse{Environment: r.GetEnvironment(), Snapshot: r.GetSnapshot()}, nil
+}

@@ -20,7 +20,7 @@ import (
 // claimFlags are what claim and run share.
 type claimFlags struct {
 	class, tenant, hostname, metadata, snapshot string
-	vars, labels                                []string
+	vars, labels, mounts                        []string
 	key, ttl                                    string
 	noEgress                                    bool
 	limits                                      limitFlags
@@ -36,6 +36,7 @@ func (f *claimFlags) add(a *app, cmd *cobra.Command) {
 	fl.StringVar(&f.metadata, "metadata", "", "JSON for /run/hearth/metadata.json, or @FILE")
 	fl.StringVar(&f.snapshot, "snapshot", "", "snapshot to restore before the first process starts")
 	fl.BoolVar(&f.noEgress, "no-egress", false, "refuse every destination, whatever the class allows")
+	fl.StringArrayVar(&f.mounts, "mount", nil, "directory of the node NAME[/DIRECTORY]:PATH[:ro], as the class allows; repeatable")
 	f.limits.add(cmd, "the class's")
 	fl.StringVar(&f.ttl, "ttl", "", "release it after this time, 90m or 2h; at most what the class allows, default is the class's")
 	fl.StringVar(&f.key, "idempotency-key", "", "repeat a claim safely: the same key gives the same environment for 24 h")
@@ -62,9 +63,13 @@ func (f *claimFlags) spec(getenv func(string) string) (*hearthv1.ClaimSpec, erro
 	if err != nil {
 		return nil, err
 	}
+	mounts, err := mountsOf(f.mounts)
+	if err != nil {
+		return nil, err
+	}
 	s := &hearthv1.ClaimSpec{
 		Class: f.class, Tenant: f.tenant, Variables: vars, Labels: labels,
-		Hostname: f.hostname, Metadata: meta, Snapshot: f.snapshot, Resources: limits,
+		Hostname: f.hostname, Metadata: meta, Snapshot: f.snapshot, Resources: limits, Mounts: mounts,
 	}
 	if f.ttl != "" {
 		ttl, err := lifetime("--ttl ", f.ttl)
@@ -91,6 +96,20 @@ func keyValues(flag string, words []string, getenv func(string) string) (map[str
 			v = getenv(k)
 		}
 		out[k] = v
+	}
+	return out, nil
+}
+
+// mountsOf parses NAME[/DIRECTORY]:PATH[:ro].
+func mountsOf(words []string) (out []*hearthv1.Mount, _ error) {
+	for _, w := range words {
+		source, rest, _ := strings.Cut(w, ":")
+		at, option, options := strings.Cut(rest, ":")
+		name, dir, _ := strings.Cut(source, "/")
+		if name == "" || at == "" || options && option != "ro" && option != "rw" {
+			return nil, usagef("--mount %q: want NAME[/DIRECTORY]:PATH[:ro], as in datasets/images:/data:ro", w)
+		}
+		out = append(out, &hearthv1.Mount{Name: name, Directory: dir, Path: at, ReadOnly: option == "ro"})
 	}
 	return out, nil
 }
@@ -133,6 +152,7 @@ the commands that follow.`,
   id=$(hearthctl claim --class base -e API_KEY -e MODE=test -o name)
   hearthctl claim --class base --cpu 2 --memory 4Gi
   hearthctl claim --class base --ttl 2h
+  hearthctl claim --class base --mount datasets/images:/data:ro
   hearthctl claim --class base --snapshot e-01ktz…/3
   hearthctl claim --class base --metadata @session.json -o json`,
 		Args:              noArgs,

@@ -46,10 +46,13 @@ type fake struct {
 	calls map[string]int
 	fail  map[string]error // by method, once
 	slow  time.Duration    // of each claim
+	// revision is of the class, image that it lies on.
+	revision, image string
 }
 
 type fakeEnv struct {
 	*hearthv1.Environment
+	image     string
 	token     string
 	tokens    int
 	snapshots int
@@ -77,7 +80,7 @@ func newFake(t testing.TB, dir string) *fake {
 	f := &fake{
 		dir: dir, ca: ca.PEM(), socket: filepath.Join(dir, "n.sock"), ports: map[uint32]string{},
 		envs: map[string]*fakeEnv{}, keys: map[string]*hearthv1.ClaimResponse{},
-		calls: map[string]int{}, fail: map[string]error{},
+		calls: map[string]int{}, fail: map[string]error{}, revision: "r1", image: "old",
 	}
 	if err := os.WriteFile(filepath.Join(dir, "ca.pem"), f.ca, 0o600); err != nil {
 		t.Fatal(err)
@@ -204,16 +207,17 @@ func (f *fake) claim(key string, spec *hearthv1.ClaimSpec) (*hearthv1.ClaimRespo
 		return nil, fmt.Errorf("%w: class %q: this controller has base", env.ErrNotFound, spec.GetClass())
 	}
 	id := string(env.NewID())
-	e := &fakeEnv{Environment: &hearthv1.Environment{
+	e := &fakeEnv{image: f.image, Environment: &hearthv1.Environment{
 		Id: id, Class: spec.GetClass(), Phase: hearthv1.Phase_PHASE_RUNNING, Node: "node-1", Generation: 1, Warm: spec.GetSnapshot() == "",
 		ClaimedAt: timestamppb.Now(), Labels: spec.GetLabels(), RestoredFrom: spec.GetSnapshot(),
-		Ports: []*hearthv1.Port{{Name: "web", Number: 80, Http: true}}, Slot: string(env.NewSlotID()),
+		Ports: []*hearthv1.Port{{Name: "web", Number: 80, Http: true}}, Slot: string(env.NewSlotID()), Revision: f.revision,
 	}}
 	if err := os.MkdirAll(filepath.Join(f.root(id), "tmp"), 0o700); err != nil {
 		return nil, err
 	}
 	e.Resources = &hearthv1.Resources{CpuMillis: 1000, MemoryBytes: 1 << 30}
 	proto.Merge(e.Resources, spec.GetResources())
+	e.Mounts = spec.GetMounts()
 	if ttl := spec.GetTimeToLive(); ttl != nil {
 		e.ExpiresAt = timestamppb.New(time.Now().Add(ttl.AsDuration()))
 	}

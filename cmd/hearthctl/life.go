@@ -66,6 +66,9 @@ func (a *app) getCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				if e.GetOutdated() && (a.output == "" || a.output == "wide") {
+					fmt.Fprintf(a.stderr, "Its class has a newer release: hearthctl upgrade %s\n", id)
+				}
 				return a.printEnvironments(e, []*hearthv1.Environment{e})
 			})
 		},

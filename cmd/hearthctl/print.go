@@ -83,11 +83,11 @@ func (a *app) printEnvironments(m proto.Message, envs []*hearthv1.Environment) e
 		names[i] = e.GetId()
 	}
 	return a.print(m, names, func(w io.Writer, wide bool) {
-		row(w, wide, []string{"ID", "CLASS", "PHASE", "NODE", "AGE", "EXPIRES"}, "GENERATION", "START", "ADDRESS", "SLOT", "PORTS", "FROM", "LIMITS", "LABELS")
+		row(w, wide, []string{"ID", "CLASS", "PHASE", "NODE", "AGE", "EXPIRES"}, "GENERATION", "START", "ADDRESS", "SLOT", "PORTS", "FROM", "LIMITS", "REVISION", "LABELS")
 		for _, e := range envs {
 			row(w, wide, []string{e.GetId(), e.GetClass(), phase(e), dash(e.GetNode()), age(e.GetClaimedAt()), left(e.GetExpiresAt())},
 				fmt.Sprint(e.GetGeneration()), servedWord(e), dash(e.GetAddress()), dash(e.GetSlot()), portList(e.GetPorts()),
-				dash(e.GetRestoredFrom()), resourcesWord(e.GetResources()), pairs(e.GetLabels()))
+				dash(e.GetRestoredFrom()), resourcesWord(e.GetResources()), revisionWord(e), pairs(e.GetLabels()))
 		}
 	})
 }

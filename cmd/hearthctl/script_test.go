@@ -65,6 +65,7 @@ func setID(ts *testscript.TestScript, _ bool, args []string) {
 //	fake fail METHOD WHAT the next call fails: unavailable, exhausted, state
 //	fake slow MS          each claim takes so long
 //	fake newtoken ID      someone else asked for a token
+//	fake release REV IMG  the class has another release, on that image
 //	fake root VAR ID      the directory that is the environment's inside
 func fakeCmd(ts *testscript.TestScript, _ bool, args []string) {
 	f := ts.Value("fake").(*fake)
@@ -92,6 +93,8 @@ func fakeCmd(ts *testscript.TestScript, _ bool, args []string) {
 		f.slow = time.Duration(number(1)) * time.Millisecond
 	case "newtoken":
 		f.access(f.envs[args[1]])
+	case "release":
+		f.newRelease(args[1], args[2])
 	case "root":
 		ts.Setenv(args[1], f.root(args[2]))
 	default:

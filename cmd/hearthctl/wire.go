@@ -72,7 +72,7 @@ for errors of their own and 128+n for signal n.`,
 		&cobra.Group{ID: "state", Title: "State:"},
 	)
 	for id, cmds := range map[string][]*cobra.Command{
-		"life":   {a.claimCommand(), a.listCommand(), a.getCommand(), a.pauseCommand(), a.resumeCommand(), a.resizeCommand(), a.extendCommand(), a.releaseCommand(), a.tokenCommand()},
+		"life":   {a.claimCommand(), a.listCommand(), a.getCommand(), a.pauseCommand(), a.resumeCommand(), a.resizeCommand(), a.extendCommand(), a.upgradeCommand(), a.releaseCommand(), a.tokenCommand()},
 		"inside": {a.runCommand(), a.execCommand(), a.shellCommand(), a.cpCommand(), a.portForwardCommand()},
 		"state":  {a.snapshotCommand(), a.forkCommand()},
 	} {

@@ -133,16 +133,22 @@ const slotTimeout = 30 * time.Second
 // takes our namespace out of a given one. Processes are ended even where
 // containerd does not answer. After an error containerd is left as it is.
 func (c *cleaning) containers(ctx context.Context, all bool) error {
-	tree, err := cgroups.Open(cgroups.Config{Root: c.cfg.Cgroup.Root}, c.log)
+	trees, err := openTrees(c.cfg, c.log)
 	if err != nil {
 		return err
 	}
-	defer tree.Close()
-	if err := c.kill(ctx, tree); err != nil {
-		return err
+	defer func() {
+		for _, tree := range trees {
+			_ = tree.Close()
+		}
+	}()
+	for _, tree := range trees {
+		if err := c.kill(ctx, tree); err != nil {
+			return err
+		}
 	}
 	if c.neverRan() {
-		return c.groups(ctx, tree)
+		return c.groups(ctx, trees)
 	}
 	runtime, err := ctrd.Open(ctx, runtimeConfig(c.cfg), c.log)
 	if err != nil {
@@ -155,7 +161,7 @@ func (c *cleaning) containers(ctx context.Context, all bool) error {
 	if err := c.quotas(ctx, runtime); err != nil {
 		return err
 	}
-	if err := c.groups(ctx, tree); err != nil {
+	if err := c.groups(ctx, trees); err != nil {
 		return err
 	}
 	switch {
@@ -192,16 +198,28 @@ func (c *cleaning) kill(ctx context.Context, tree *cgroups.Tree) error {
 	})
 }
 
-// groups removes the slots' cgroups and the root of all.
-func (c *cleaning) groups(ctx context.Context, tree *cgroups.Tree) error {
-	err := c.each(ctx, tree, func(ctx context.Context, slot env.SlotID) error {
-		err := tree.Remove(ctx, slot)
-		if err == nil {
-			c.say("cgroup of slot " + string(slot))
-		}
+// groups removes the slots' cgroups, the roots of all, and the unit that systemd
+// has of them.
+func (c *cleaning) groups(ctx context.Context, trees []*cgroups.Tree) error {
+	var errs []error
+	for _, tree := range trees {
+		err := c.each(ctx, tree, func(ctx context.Context, slot env.SlotID) error {
+			err := tree.Remove(ctx, slot)
+			if err == nil {
+				c.say("cgroup of slot " + string(slot))
+			}
+			return err
+		})
+		errs = append(errs, err, tree.RemoveRoot())
+	}
+	if err := errors.Join(errs...); err != nil {
 		return err
-	})
-	return errors.Join(err, tree.RemoveRoot())
+	}
+	removed, err := scopeOf(c.cfg, "", c.log).Remove(ctx)
+	if removed {
+		c.say("unit " + c.cfg.Instance + ".scope of systemd")
+	}
+	return err
 }
 
 // each goes through the slots that have a cgroup anywhere, also after an error.

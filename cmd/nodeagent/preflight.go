@@ -58,6 +58,7 @@ func preflightInput(cfg config.Agent) preflight.Input {
 		Runtimes: cfg.Containerd.Runtimes, RuntimePath: os.Getenv("PATH"),
 		IDBase: cfg.IDs.Base, IDCount: cfg.IDs.Count * env.IDRangeSize,
 		Listen: []string{cfg.API.Listen, cfg.API.Metrics}, Sockets: []string{cfg.API.Socket},
+		CgroupTree: describeTree(cfg),
 	}
 	if cfg.Containerd.Managed() {
 		in.ContainerdBin = filepath.Join(cfg.Containerd.BinDir, "containerd")

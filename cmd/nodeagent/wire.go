@@ -235,7 +235,7 @@ func (a *agent) openKernel(ctx context.Context) (err error) {
 		return err
 	}
 	files := []string{root, a.cfg.StateDir} // of environments: their root, and their workspaces
-	if a.tree, err = cgroups.Open(cgroups.Config{Root: a.cfg.Cgroup.Root, Files: files}, a.log); err != nil {
+	if a.tree, err = openTree(ctx, a.cfg, filepath.Join(a.inits.Path(), a.initCopy), files, a.log); err != nil {
 		return err
 	}
 	a.onClose(a.tree.Close)
@@ -310,7 +310,7 @@ func (a *agent) openNode(ctx context.Context, boot string, state *durable.Dir, c
 		IDBase: cfg.IDs.Base, IDCount: int(cfg.IDs.Count),
 		MaxSlots: cfg.Limits.Slots, Memory: a.orders.memory(),
 		ColdStarts: cfg.Claims.ColdStarts, Queue: cfg.Claims.Queue,
-		WorkDir:        workDir(cfg),
+		WorkDir: workDir(cfg), Mounts: mountRoots(cfg),
 		PrepareTimeout: 2 * time.Minute, UndoTimeout: 30 * time.Second,
 	}, state, classes, warm.Parts{
 		Runtime:   runtimeAdapter{a.runtime, filepath.Join(a.inits.Path(), a.initCopy), &shims{namespace: cfg.Containerd.Namespace, address: containerdSocket(cfg)}},
@@ -324,6 +324,14 @@ func (a *agent) openNode(ctx context.Context, boot string, state *durable.Dir, c
 		Pressure:  a.pressure(),
 		Tracer:    tracerAdapter{a.tracing},
 	}, a.log)
+}
+
+func mountRoots(cfg config.Agent) map[string]warm.MountRoot {
+	out := make(map[string]warm.MountRoot, len(cfg.Mounts))
+	for name, m := range cfg.Mounts {
+		out[name] = warm.MountRoot{Path: m.Path, Writable: m.Writable, PerTenant: m.PerTenant}
+	}
+	return out
 }
 
 // pressure is that of the node, nil where the kernel does not tell it: refill then

@@ -26,7 +26,7 @@ var (
 		"internal/warm", "internal/cgroups", "internal/netpol", "internal/detect", "internal/disk", "internal/snapshot",
 		"internal/placement", "internal/forecast",
 	}
-	adapters = []string{"internal/ctrd", "internal/kube", "internal/guest", "internal/preflight"}
+	adapters = []string{"internal/ctrd", "internal/kube", "internal/guest", "internal/preflight", "internal/systemd"}
 
 	// below is what each layer stands on, from the bottom up.
 	belowMechanics = []string{"internal/env", "api"}
@@ -79,6 +79,8 @@ var fences = []fence{
 	{"github.com/google/nftables", []string{"internal/netpol", "internal/kerneltest"}},
 	{"github.com/containerd", []string{"internal/ctrd"}},
 	{"github.com/opencontainers", []string{"internal/ctrd"}},
+	{"github.com/coreos/go-systemd", []string{"internal/systemd"}},
+	{"github.com/godbus/dbus", []string{"internal/systemd"}},
 	{"k8s.io/client-go", []string{"internal/kube", "test/e2e"}},
 	{"k8s.io/api", []string{"internal/kube", "test/e2e"}},
 	{"k8s.io/apimachinery", []string{"internal/kube", "internal/config", "api/v1alpha1", "test/e2e"}},

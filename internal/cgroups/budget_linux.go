@@ -1,6 +1,7 @@
 package cgroups
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -15,6 +16,14 @@ import (
 // memory than they are to have, their limit stays as it is, the kernel is asked
 // to take back what it can, and done is false; call it again later.
 func (t *Tree) SetBudget(b Budget) (done bool, err error) {
+	t.remaking.Lock()
+	defer t.remaking.Unlock()
+	t.budget = b
+	return t.setBudget(b)
+}
+
+// setBudget is SetBudget for whoever holds t.remaking.
+func (t *Tree) setBudget(b Budget) (done bool, err error) {
 	errs := []error{t.setShare(b.CPUMillis), t.setOwn("pids", b.PIDs, "pids.max", "pids.max")}
 	done, err = t.setMemory(b.MemoryBytes)
 	if err := errors.Join(append(errs, err)...); err != nil {
@@ -52,11 +61,24 @@ func (t *Tree) setShare(millis int64) error {
 	switch {
 	case !ok || millis <= 0:
 		return nil
+	case t.parent != nil: // our own share would be of what the parent gives us
+		return t.setParentShare(weightOf(millis))
 	case r.version == 1:
 		return writeAt(r.dir, "cpu.shares", itoa(sharesOf(millis)))
 	default:
 		return writeAt(r.dir, "cpu.weight", itoa(weightOf(millis)))
 	}
+}
+
+func (t *Tree) setParentShare(weight int64) error {
+	if t.weight == weight {
+		return nil
+	}
+	if err := t.parent.SetWeight(context.Background(), weight); err != nil {
+		return err
+	}
+	t.weight = weight
+	return nil
 }
 
 func (t *Tree) setMemory(limit int64) (done bool, err error) {

@@ -1,6 +1,7 @@
 package cgroups
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -14,6 +15,17 @@ type Config struct {
 	// Files are paths on the file systems that hold environments' files, for the
 	// limits of input and output; empty is none.
 	Files []string
+	// Parent, if set, has made the cgroup that Root is in, and shares out what is
+	// beside it; without one all of Root is made here.
+	Parent parent
+}
+
+// parent is the manager of the cgroup above our root.
+type parent interface {
+	// Ensure makes that cgroup unless it is there.
+	Ensure(ctx context.Context) error
+	// SetWeight is its share of the CPU beside others, as cpu.weight has it.
+	SetWeight(ctx context.Context, weight int64) error
 }
 
 // Layout is how this node mounts its cgroups.

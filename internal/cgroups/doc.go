@@ -18,6 +18,8 @@
 //   - SetLimits changes all that it is asked for or nothing, and kills nothing.
 //   - Create makes a slot's cgroup in every hierarchy or in none; Remove may
 //     be repeated after any failure.
+//   - Our root may be in a cgroup that somebody else has made and shares out: then
+//     nothing above our root is written, but through that parent.
 //
 // The package refuses to touch any cgroup outside its root, and never removes
 // a slot's cgroup that still has a process which cannot be killed: it says so.

@@ -50,6 +50,45 @@ func detect(mount string) (Layout, []hierarchy, error) {
 	return LayoutHybrid, hs, nil
 }
 
+// LayoutOf says how a node mounts its cgroups; mount "" is /sys/fs/cgroup.
+func LayoutOf(mount string) (Layout, error) {
+	layout, _, err := detect(orDefault(mount))
+	return layout, err
+}
+
+// Look says whether there is a cgroup root in any hierarchy, and how many slots
+// it has. It makes nothing.
+func Look(cfg Config) (found bool, slots int, err error) {
+	_, hs, err := detect(orDefault(cfg.Mount))
+	if err != nil {
+		return false, 0, err
+	}
+	named := map[string]bool{}
+	for _, h := range hs {
+		entries, err := os.ReadDir(filepath.Join(h.path, filepath.Clean("/"+cfg.Root)))
+		if errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err != nil {
+			return false, 0, fmt.Errorf("look for cgroups of slots: %w", err)
+		}
+		found = true
+		for _, e := range entries {
+			if _, err := env.ParseSlotID(e.Name()); err == nil && e.IsDir() {
+				named[e.Name()] = true
+			}
+		}
+	}
+	return found, len(named), nil
+}
+
+func orDefault(mount string) string {
+	if mount == "" {
+		return "/sys/fs/cgroup"
+	}
+	return mount
+}
+
 func unified(path string) (hierarchy, error) {
 	b, err := os.ReadFile(filepath.Join(path, "cgroup.controllers"))
 	if err != nil {
@@ -70,14 +109,16 @@ func magic(path string) int64 {
 var wanted = []string{"cpu", "memory", "pids", "io"}
 
 // makeRoot makes root in h and, in cgroup2, hands the wanted controllers down
-// to it and to its children. It returns root's directory.
-func makeRoot(h hierarchy, root string) (*os.File, error) {
+// to it and to its children. What a parent has made is not made again. It
+// returns root's directory.
+func makeRoot(h hierarchy, root string, given bool) (*os.File, error) {
 	dir, err := openDir(h.path)
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range components(root) {
-		next, err := descend(h, dir, name)
+	names := components(root)
+	for i, name := range names {
+		next, err := descend(h, dir, name, given && i < len(names)-1)
 		_ = dir.Close()
 		if err != nil {
 			return nil, err
@@ -91,12 +132,14 @@ func makeRoot(h hierarchy, root string) (*os.File, error) {
 	return dir, nil
 }
 
-func descend(h hierarchy, dir *os.File, name string) (*os.File, error) {
+func descend(h hierarchy, dir *os.File, name string, given bool) (*os.File, error) {
 	if err := enable(h, dir); err != nil {
 		return nil, err
 	}
-	if _, err := mkdirAt(dir, name); err != nil {
-		return nil, err
+	if !given {
+		if _, err := mkdirAt(dir, name); err != nil {
+			return nil, err
+		}
 	}
 	return openAt(dir, name, dirFlags)
 }

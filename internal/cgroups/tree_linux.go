@@ -9,6 +9,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -21,12 +22,17 @@ type Tree struct {
 	root   string
 	layout Layout
 	log    *slog.Logger
+	parent parent // nil if all of root is made here
 	// roots are our root in each hierarchy, the cgroup2 one first.
 	roots []treeRoot
 	// devices hold environments' files, as "major:minor"; noDevices says why there
 	// are none.
 	devices   []string
 	noDevices string
+
+	remaking sync.Mutex // held while our root is made again, and by SetBudget
+	budget   Budget     // guarded by remaking: what holds
+	weight   int64      // guarded by remaking: what parent was told last
 }
 
 type treeRoot struct {
@@ -36,30 +42,35 @@ type treeRoot struct {
 
 // Open finds out the layout and makes our root cgroup in every hierarchy. In
 // cgroup2 it hands the controllers cpu, memory, pids and io down, as far as
-// they are there.
+// they are there. A parent must have made what our root is in.
 func Open(cfg Config, log *slog.Logger) (*Tree, error) {
-	if cfg.Mount == "" {
-		cfg.Mount = "/sys/fs/cgroup"
-	}
 	clean := path.Clean(cfg.Root)
 	if !path.IsAbs(clean) || clean == "/" || strings.Contains(cfg.Root, "..") {
 		return nil, fmt.Errorf("%w: cgroup root %q: want an absolute path below the mount, such as /hearth", env.ErrInvalid, cfg.Root)
 	}
-	layout, hs, err := detect(cfg.Mount)
+	layout, hs, err := detect(orDefault(cfg.Mount))
 	if err != nil {
 		return nil, err
 	}
-	t := &Tree{root: clean, layout: layout, log: log}
+	t := &Tree{root: clean, layout: layout, log: log, parent: cfg.Parent}
 	t.devices, t.noDevices = devicesOf(cfg.Files, sysBlock)
 	for _, h := range hs {
-		dir, err := makeRoot(h, clean)
+		dir, err := t.makeRoot(h)
 		if err != nil {
 			_ = t.Close()
-			return nil, fmt.Errorf("make cgroup root %s: %w", h.path+clean, err)
+			return nil, err
 		}
 		t.roots = append(t.roots, treeRoot{hierarchy: h, dir: dir})
 	}
 	return t, nil
+}
+
+func (t *Tree) makeRoot(h hierarchy) (*os.File, error) {
+	dir, err := makeRoot(h, t.root, t.parent != nil)
+	if err != nil {
+		return nil, fmt.Errorf("make cgroup root %s: %w", h.path+t.root, err)
+	}
+	return dir, nil
 }
 
 // Layout says how this node mounts its cgroups.
@@ -76,20 +87,19 @@ func (t *Tree) Close() error {
 }
 
 // Create makes the slot's cgroup in every hierarchy, or in none. The slot must
-// be new: env.ErrExists otherwise.
+// be new: env.ErrExists otherwise. Where our root is gone, it is made again.
 func (t *Tree) Create(slot env.SlotID) (*Group, error) {
 	if _, err := env.ParseSlotID(string(slot)); err != nil {
 		return nil, err
 	}
-	for i, r := range t.roots {
-		made, err := mkdirAt(r.dir, string(slot))
-		if err == nil && !made {
-			err = fmt.Errorf("%w: cgroup %s/%s", env.ErrExists, r.dir.Name(), slot)
+	err := t.makeSlot(slot)
+	if errors.Is(err, unix.ENOENT) { // our root is gone, and with it all that was in it
+		if err = t.remake(); err == nil {
+			err = t.makeSlot(slot)
 		}
-		if err != nil {
-			t.undo(slot, i)
-			return nil, fmt.Errorf("create cgroup of slot %s: %w", slot, err)
-		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("create cgroup of slot %s: %w", slot, err)
 	}
 	g, err := t.open(slot)
 	if err == nil {
@@ -103,6 +113,21 @@ func (t *Tree) Create(slot env.SlotID) (*Group, error) {
 		return nil, fmt.Errorf("create cgroup of slot %s: %w", slot, err)
 	}
 	return g, nil
+}
+
+// makeSlot makes the slot's cgroup in every hierarchy, or in none.
+func (t *Tree) makeSlot(slot env.SlotID) error {
+	for i, r := range t.roots {
+		made, err := mkdirAt(r.dir, string(slot))
+		if err == nil && !made {
+			err = fmt.Errorf("%w: cgroup %s/%s", env.ErrExists, r.dir.Name(), slot)
+		}
+		if err != nil {
+			t.undo(slot, i)
+			return err
+		}
+	}
+	return nil
 }
 
 // undo removes the slot's empty cgroup from the first n hierarchies.

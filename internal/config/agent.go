@@ -37,8 +37,11 @@ type Agent struct {
 	Detection  AgentDetection  `json:"detection"`
 	Snapshots  Snapshots       `json:"snapshots"`
 	Disk       Disk            `json:"disk"`
-	Log        Log             `json:"log"`
-	Tracing    Tracing         `json:"tracing"`
+	// Mounts are directories of this node that classes may let claims mount into
+	// their environments, by the names that both use.
+	Mounts  map[string]Mount `json:"mounts,omitempty"`
+	Log     Log              `json:"log"`
+	Tracing Tracing          `json:"tracing"`
 }
 
 // Containerd says whose containerd is used: the one at Address, or one that
@@ -63,7 +66,9 @@ func (c Containerd) Managed() bool { return c.BinDir != "" }
 
 // Cgroup places the agent's tree.
 type Cgroup struct {
-	Root string `json:"root"` // absolute in the cgroup filesystem: "/hearth"
+	// Root is absolute in the cgroup filesystem: "/hearth". Empty is a cgroup that
+	// systemd delegates, or "/<instance>" where systemd is not the node's init.
+	Root string `json:"root,omitempty"`
 }
 
 // Network is the islands' addressing.
@@ -225,6 +230,15 @@ type Disk struct {
 	// less is available, environments that write are stalled. "0" guards nothing.
 	KeepFree       Share `json:"keepFree"`
 	KeepFreeInodes Share `json:"keepFreeInodes"`
+}
+
+// Mount is a directory that environments may get to see.
+type Mount struct {
+	Path     string `json:"path"`
+	Writable bool   `json:"writable"` // by claims that do not ask for it read-only
+	// PerTenant gives each tenant a directory of its own below, made when it is
+	// first asked for.
+	PerTenant bool `json:"perTenant"`
 }
 
 // Tracing is where traces of calls and claims go.

@@ -46,6 +46,7 @@ func classOf(m *v1alpha1.EnvironmentClass) (env.Class, []fault) {
 		Detection: env.DetectionPolicy{Responses: responsesOf(spec.Detection.Responses)},
 		Snapshot:  env.SnapshotPolicy{OnRelease: spec.Snapshot.OnRelease},
 		Ports:     portsOf(spec.Ports),
+		Mounts:    spec.Mounts,
 		Hygiene:   hygieneOf(spec.Hygiene),
 		Lifetime:  lifetimeOf(spec.Lifetime),
 
@@ -85,7 +86,7 @@ func defaultClass(in v1alpha1.EnvironmentClassSpec) v1alpha1.EnvironmentClassSpe
 // revision hashes the specification's canonical form: JSON with sorted map
 // keys, quantities and durations in their shortest form.
 func revision(spec v1alpha1.EnvironmentClassSpec) (string, error) {
-	spec.Warm = v1alpha1.Warm{}
+	spec.Warm, spec.Mounts = v1alpha1.Warm{}, nil // no slot is made otherwise for them
 	if spec.Runtime == env.DefaultRuntime {
 		spec.Runtime = "" // as it was before there were others
 	}

@@ -17,6 +17,7 @@ import (
 const (
 	maxServices    = 64
 	maxPorts       = 64
+	maxMounts      = 64
 	maxRules       = 1000
 	maxRulePorts   = 64
 	maxCommandArgs = 256
@@ -63,6 +64,7 @@ func validateSpec(l *faultList, s v1alpha1.EnvironmentClassSpec) {
 		l.oneOf(at+"."+string(sev), string(resp), string(env.ResponseRecord), string(env.ResponseAlert), string(env.ResponseFreeze))
 	}
 	checkPorts(l, s.Ports)
+	checkMounts(l, s.Mounts)
 	checkHygiene(l, s.Hygiene)
 	checkLifetime(l, s.Lifetime)
 	l.oneOf("spec.durability", string(s.Durability), "durable", "ephemeral")
@@ -81,6 +83,16 @@ func checkImage(l *faultList, image string) {
 		l.addf("spec.image", "is missing: name an image, such as registry.example.com/agents/base:1.4")
 	case len(image) > 512 || !imagePattern().MatchString(image):
 		l.addf("spec.image", "%.128q is not an image reference such as registry.example.com/agents/base:1.4", image)
+	}
+}
+
+func checkMounts(l *faultList, names []string) {
+	if len(names) > maxMounts {
+		l.addf("spec.mounts", "has %d names, at most %d are allowed", len(names), maxMounts)
+	}
+	seen := map[string]bool{}
+	for i, name := range names {
+		l.label(index("spec.mounts", i), name, seen)
 	}
 }
 

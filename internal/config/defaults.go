@@ -41,7 +41,6 @@ func defaultAgent(a Agent, host Host) Agent {
 	def(&a.Containerd.Namespace, a.Instance)
 	def(&a.Containerd.Snapshotter, "overlayfs")
 	def(&a.Containerd.SlotsPerShim, 8)
-	def(&a.Cgroup.Root, "/"+a.Instance)
 	def(&a.Network.Pool, netip.MustParsePrefix("100.96.0.0/12"))
 	def(&a.Network.LinkPrefix, linkPrefix(a.Instance))
 	if a.Network.Resolvers == nil {

@@ -42,7 +42,9 @@ func (a Agent) validate() []fault {
 		l.addf("api.socket", "has %d characters, a Unix socket's path may have %d: choose a shorter runDir", len(a.API.Socket), maxSocketPath)
 	}
 	a.Containerd.validate(&l)
-	l.absPath("cgroup.root", a.Cgroup.Root)
+	if a.Cgroup.Root != "" {
+		l.absPath("cgroup.root", a.Cgroup.Root)
+	}
 	if a.Cgroup.Root == "/" {
 		l.addf("cgroup.root", "must not be the root of all cgroups: the agent limits and deletes its own tree")
 	}
@@ -73,9 +75,34 @@ func (a Agent) validate() []fault {
 	if a.Detection.EventsFile != "" {
 		l.absPath("detection.eventsFile", a.Detection.EventsFile)
 	}
+	a.validateMounts(&l)
 	a.Log.validate(&l)
 	a.Tracing.validate(&l)
 	return l.faults
+}
+
+// validateMounts keeps what the agent relies on away from environments.
+func (a Agent) validateMounts(l *faultList) {
+	own := []string{a.StateDir, a.RunDir, a.Snapshots.Dir, "/proc", "/sys", "/dev", "/run"}
+	for name, m := range a.Mounts {
+		at := "mounts." + name
+		if !isLabel(name) {
+			l.addf(at, "%.64q is not a name: want 1 to 63 characters of a-z, 0-9 and inner dashes", name)
+		}
+		l.absPath(at+".path", m.Path)
+		for _, dir := range own {
+			if overlaps(m.Path, dir) {
+				l.addf(at+".path", "%.128q overlaps %s, which is the node's own: choose another directory", m.Path, dir)
+				break
+			}
+		}
+	}
+}
+
+// overlaps reports whether one of two clean paths is the other or lies below it.
+func overlaps(a, b string) bool {
+	a, b = strings.TrimSuffix(a, "/")+"/", strings.TrimSuffix(b, "/")+"/"
+	return strings.HasPrefix(a, b) || strings.HasPrefix(b, a)
 }
 
 func (c ControllerLink) validate(l *faultList) {

@@ -20,6 +20,7 @@ type Class struct {
 	Detection DetectionPolicy
 	Snapshot  SnapshotPolicy
 	Ports     []Port
+	Mounts    []string // directories of the node that claims may ask for, by name
 	Lifetime  Lifetime
 	Hygiene   HygienePolicy
 	// Ephemeral environments are stored by no controller.

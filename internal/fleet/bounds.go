@@ -52,7 +52,16 @@ func checkSpec(s *hearthv1.ClaimSpec) error {
 			return tooLong(b.what, b.have, b.max)
 		}
 	}
-	return errors.Join(checkResources(s.GetResources()), checkVariables(s.GetVariables()))
+	return errors.Join(checkResources(s.GetResources()), checkMounts(s.GetMounts()), checkVariables(s.GetVariables()))
+}
+
+// checkMounts refuses what every node would.
+func checkMounts(mounts []*hearthv1.Mount) error {
+	out := make([]env.Mount, len(mounts))
+	for i, m := range mounts {
+		out[i] = env.Mount{Name: m.GetName(), Directory: m.GetDirectory(), Path: m.GetPath(), ReadOnly: m.GetReadOnly()}
+	}
+	return env.CheckMounts(out)
 }
 
 // checkVariables counts as the file does that a node writes of them: a line

@@ -47,6 +47,9 @@ func TestWhatIsTooLargeIsRefusedBeforeAnythingIsStored(t *testing.T) {
 		"metadata of more":          {alice, "k", &hearthv1.ClaimSpec{Class: "small", Metadata: make([]byte, 64<<10+1)}, "metadata of 65537 bytes, at most 65536"},
 		"a class of 254":            {alice, "k", &hearthv1.ClaimSpec{Class: long(254)}, "class of 254 bytes, at most 253"},
 		"no class":                  {alice, "k", nil, "class is missing"},
+		"a mount":                   {alice, "k", &hearthv1.ClaimSpec{Class: "small", Mounts: []*hearthv1.Mount{{Name: "data", Path: "/data"}}}, ""},
+		"a mount over /proc":        {alice, "k", &hearthv1.ClaimSpec{Class: "small", Mounts: []*hearthv1.Mount{{Name: "data", Path: "/proc"}}}, "/proc is the node's own"},
+		"17 mounts":                 {alice, "k", &hearthv1.ClaimSpec{Class: "small", Mounts: make([]*hearthv1.Mount, 17)}, "17 mounts, at most 16"},
 		"an endless snapshot":       {alice, "k", &hearthv1.ClaimSpec{Class: "small", Snapshot: "e-1/" + long(61)}, "snapshot of 65 bytes, at most 64"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -43,7 +43,8 @@ func (r *Record) mustHaveExpired(now time.Time) bool {
 func (r *Record) differs(e *hearthv1.Environment) bool {
 	have := r.Environment
 	return e.GetPhase() != have.GetPhase() || !proto.Equal(e.GetResources(), have.GetResources()) || e.GetReason() != have.GetReason() ||
-		!proto.Equal(e.GetExpiresAt(), have.GetExpiresAt()) || !proto.Equal(e.GetTimeToLive(), have.GetTimeToLive())
+		!proto.Equal(e.GetExpiresAt(), have.GetExpiresAt()) || !proto.Equal(e.GetTimeToLive(), have.GetTimeToLive()) ||
+		e.GetRevision() != have.GetRevision() || e.GetOutdated() != have.GetOutdated() || e.GetSlot() != have.GetSlot()
 }
 
 // observe takes over what a node decides.
@@ -52,6 +53,13 @@ func (r *Record) observe(e *hearthv1.Environment) {
 	have.Phase, have.Message, have.Reason = e.GetPhase(), e.GetMessage(), e.GetReason()
 	have.Resources = proto.CloneOf(e.GetResources())
 	have.ExpiresAt, have.TimeToLive = proto.CloneOf(e.GetExpiresAt()), proto.CloneOf(e.GetTimeToLive())
+	// An upgrade gives it another slot.
+	have.Revision, have.Outdated = e.GetRevision(), e.GetOutdated()
+	have.Slot, have.Address, have.Pid = e.GetSlot(), e.GetAddress(), e.GetPid()
+	have.Ports = nil
+	for _, p := range e.GetPorts() {
+		have.Ports = append(have.Ports, proto.CloneOf(p))
+	}
 }
 
 // expire makes the record one whose time has come. Its placement is not stale: its

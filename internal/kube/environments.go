@@ -249,6 +249,9 @@ func specOf(o *v1alpha1.Environment) (*hearthv1.ClaimSpec, error) {
 	s := &hearthv1.ClaimSpec{
 		Class: o.Spec.Class, Hostname: o.Spec.Hostname, Variables: o.Spec.Variables, Snapshot: o.Spec.Snapshot,
 	}
+	for _, m := range o.Spec.Mounts {
+		s.Mounts = append(s.Mounts, &hearthv1.Mount{Name: m.Name, Directory: m.Directory, Path: m.Path, ReadOnly: m.ReadOnly})
+	}
 	if ttl := lifeOf(o); ttl != 0 {
 		s.TimeToLive = durationpb.New(ttl)
 	}

@@ -1,6 +1,7 @@
 package preflight
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -42,6 +43,19 @@ func cgroupLayout(mount string) result {
 		return result{state: Degraded, tier: "hybrid", detail: "limits by v1 controllers; for development", mend: cgroupMend}
 	default:
 		return result{state: OK, tier: "unified"}
+	}
+}
+
+// cgroupTree takes the agent's own word: what it would choose now.
+func cgroupTree(ctx context.Context, choose func(context.Context) (string, error)) result {
+	where, err := choose(ctx)
+	switch {
+	case where == "":
+		return no(err, cgroupMend)
+	case err != nil:
+		return result{state: Degraded, detail: where, mend: err.Error()}
+	default:
+		return yes(where)
 	}
 }
 

@@ -17,9 +17,12 @@ const (
 
 // Input is what the node is configured to use. Empty fields skip their probes.
 type Input struct {
-	StateDir       string // "/var/lib/hearth"; probed itself, or its nearest parent that exists
-	RunDir         string // "/run/hearth", probed likewise
-	CgroupMount    string // "" is /sys/fs/cgroup
+	StateDir    string // "/var/lib/hearth"; probed itself, or its nearest parent that exists
+	RunDir      string // "/run/hearth", probed likewise
+	CgroupMount string // "" is /sys/fs/cgroup
+	// CgroupTree says where the cgroups of environments are going to be, and whose
+	// they are. With an error too: why they are not systemd's.
+	CgroupTree     func(context.Context) (string, error)
 	BPFDir         string // "" is /sys/fs/bpf
 	ContainerdBin  string // path of a managed containerd
 	ContainerdSock string // socket of a given one

@@ -45,6 +45,9 @@ func probes(in Input) []probe {
 		{"filesystem", "idmapped overlay", true, pure(func() result { return haveIDMappedOverlay(in.StateDir) })},
 		{"filesystem", "noswap tmpfs", false, pure(haveNoSwap)},
 	}
+	if in.CgroupTree != nil {
+		ps = append(ps, probe{"cgroup", "tree", false, func(ctx context.Context) result { return cgroupTree(ctx, in.CgroupTree) }})
+	}
 	if in.StateDir != "" {
 		ps = append(ps,
 			probe{"filesystem", "state directory", true, pure(func() result { return stateDirectory(in.StateDir) })},

@@ -20,8 +20,9 @@ import (
 
 // Restore makes a snapshot's trees again. targets maps each root's name to an
 // existing, empty directory that nothing else uses: in particular not the upper
-// directory of a mounted overlay, which is refused where it can be seen. ids is
-// the range of the environment that will own the files.
+// directory of a mounted overlay, which is refused where it can be seen. A root
+// whose target is "" is left out. ids is the range of the environment that will own
+// the files.
 //
 // Every record is checked before it is used; damage is env.ErrCorrupt and names
 // pack, record and file. After an error the caller removes the targets. Nothing
@@ -86,6 +87,9 @@ func (r *restorer) run(ctx context.Context, ref *refRecord, x *index, targets ma
 	rd := x.newReader(r.s.comp)
 	var roots []*restoreDir
 	for i, name := range ref.Info.Roots {
+		if targets[name] == "" {
+			continue
+		}
 		d, err := r.openRoot(i, name, targets[name], ref.RootEntries[i])
 		if err != nil {
 			r.fail(err)
@@ -104,7 +108,7 @@ func (r *restorer) run(ctx context.Context, ref *refRecord, x *index, targets ma
 
 func checkTargets(roots []string, targets map[string]string) error {
 	for _, name := range roots {
-		if targets[name] == "" {
+		if _, named := targets[name]; !named {
 			return fmt.Errorf("%w: no target for root %s", env.ErrInvalid, name)
 		}
 	}
@@ -112,6 +116,9 @@ func checkTargets(roots []string, targets map[string]string) error {
 		return fmt.Errorf("%w: %d targets for the roots %s", env.ErrInvalid, len(targets), strings.Join(roots, ", "))
 	}
 	for name, path := range targets {
+		if path == "" {
+			continue
+		}
 		if err := checkUnmounted(path); err != nil {
 			return fmt.Errorf("target of root %s: %w", name, err)
 		}

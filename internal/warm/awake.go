@@ -64,12 +64,15 @@ func (n *Node) wakeUp(ctx context.Context, s *slot) error {
 		return err
 	}
 	defer end()
-	_, done, err := n.hold(ctx, n.stateOf(s).Env.ID)
+	held, done, err := n.hold(ctx, n.stateOf(s).Env.ID)
 	if err != nil {
 		return hurried(ctx, err)
 	}
 	defer done()
-	if n.stateOf(s).Env.Phase == env.PhaseRunning {
+	switch {
+	case held != s: // the caller uses what is gone
+		return fmt.Errorf("%w: environment %s was upgraded meanwhile: try again", env.ErrUnavailable, n.stateOf(s).Env.ID)
+	case n.stateOf(s).Env.Phase == env.PhaseRunning:
 		return nil
 	}
 	// A disk that is full must not keep it asleep: after a restart it is idle

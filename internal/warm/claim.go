@@ -1,9 +1,11 @@
 package warm
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -39,6 +41,7 @@ type Claim struct {
 	WarmOnly   bool           // refuse instead of waiting or starting a container
 	Limits     env.Limits     `json:",omitzero"`  // in place of the class's
 	TimeToLive time.Duration  `json:",omitempty"` // at most what the class allows; 0 is what it says
+	Mounts     []env.Mount    `json:",omitempty"` // of directories that the node has and the class allows
 
 	// Kept with the environment, so that a new controller knows the call that
 	// made it. Who repeats a call may leave them out: they ask for nothing.
@@ -52,8 +55,11 @@ type Claim struct {
 	// TimeToLive.
 	Lifetime *Lifetime `json:"-"`
 
+	binds  []Bind        // opened for Mounts
 	forked bool          // the claim began the lineage of its environment
 	waited time.Duration // in line; 0 if it did not
+	// made makes the slot in the claim's turn, for an upgrade; nil for any other.
+	made func(context.Context, *waiter) (*slot, error)
 }
 
 // Answer is a claim's outcome.
@@ -75,6 +81,8 @@ type Environment struct {
 	ID         env.ID
 	Slot       env.SlotID
 	Class      string
+	Revision   string // of the class, that it was made from
+	Outdated   bool   // its class has another revision now
 	Tenant     string
 	Generation env.Generation
 	Phase      env.Phase
@@ -95,6 +103,7 @@ type Environment struct {
 	Waited     time.Duration // how long its claim stood in line; 0 if it did not
 	Expires    time.Time     // when it is released; zero is never
 	TimeToLive time.Duration // as asked for, from the claim; 0 is what the class says
+	Mounts     []env.Mount
 
 	ClaimKey     []byte
 	ClaimRequest []byte
@@ -120,7 +129,7 @@ func (c *Claim) validate() error {
 	if err := validHostname(c.Hostname); err != nil {
 		return err
 	}
-	if err := c.Limits.Check(); err != nil {
+	if err := errors.Join(c.Limits.Check(), env.CheckMounts(c.Mounts)); err != nil {
 		return err
 	}
 	if n := max(len(c.ClaimKey), len(c.ClaimRequest)); n > maxClaimDigest {

@@ -27,7 +27,10 @@
 //   - Only a pause for idleness is undone by use. Who uses an environment is
 //     counted before its phase is looked at, so that nobody is left frozen.
 //   - A changed class never empties its pool; environments keep the class that
-//     they were made from.
+//     they were made from, until Upgrade. One record of the journal moves an
+//     environment from one slot to another: before it the one lives, after it the
+//     other, over a crash too, and never both.
+//   - A slot that was filled for an environment is no pool's, over a crash too.
 //   - Claims that find no ready slot are served in the order in which they came, and
 //     while they wait their pool is empty. What waits is in memory only.
 //   - No more slots are made for claims at once than Config allows.

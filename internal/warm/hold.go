@@ -31,7 +31,7 @@ func (n *Node) SnapshotAndHold(ctx context.Context, id env.ID) (_ env.Snapshot, 
 	case !st.Env.obedient():
 		return env.Snapshot{}, refusal(st.Env)
 	}
-	window := holdWindow{n, s}
+	window := holdWindow{node: n, slot: s}
 	snap, err := n.snapshot(ctx, s, window)
 	if err == nil {
 		err = window.Freeze(ctx) // whatever the capture needed
@@ -51,8 +51,16 @@ func (n *Node) SnapshotAndHold(ctx context.Context, id env.ID) (_ env.Snapshot, 
 
 // holdWindow is a freezeWindow that stays shut.
 type holdWindow struct {
-	node *Node
-	slot *slot
+	node    *Node
+	slot    *slot
+	upgrade bool // for an upgrade: ended by the agent's death
+}
+
+func (w holdWindow) message() string {
+	if w.upgrade {
+		return upgradeMessage
+	}
+	return heldMessage
 }
 
 // Freeze journals the hold, locks and freezes.
@@ -63,8 +71,9 @@ func (w holdWindow) Freeze(ctx context.Context) error {
 		case !e.obedient():
 			return refusal(e) // fenced or quarantined since
 		case e.Held == "":
-			e.Held, e.Phase, e.Message = e.Phase, env.PhasePaused, heldMessage
+			e.Held, e.Phase = e.Phase, env.PhasePaused
 		}
+		e.Message, e.Upgrading = w.message(), w.upgrade
 		return nil
 	})
 	if err != nil {
@@ -88,7 +97,7 @@ func (n *Node) unhold(ctx context.Context, s *slot) error {
 		if e.Phase != env.PhasePaused {
 			return refusal(e)
 		}
-		e.Phase, e.Held, e.HeldAt, e.Message = e.Held, "", "", ""
+		e.Phase, e.Held, e.HeldAt, e.Message, e.Upgrading = e.Held, "", "", "", false
 		switch {
 		case e.Phase == env.PhaseStalled:
 			e.Message = stalledMessage

@@ -7,10 +7,10 @@ import (
 )
 
 // goesOn reports whether the claim brings its own environment back: one that
-// moved or was woken is the same machine, whose keys and id its peers know. One
-// that was forked is another.
+// moved, was woken or is upgraded is the same machine, whose keys and id its peers
+// know. One that was forked is another.
 func (c *Claim) goesOn() bool {
-	return strings.HasPrefix(string(c.Snapshot), string(c.ID)+"/")
+	return c.made != nil || strings.HasPrefix(string(c.Snapshot), string(c.ID)+"/")
 }
 
 // asItWas is the class for a slot into which an environment comes back: what

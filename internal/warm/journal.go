@@ -44,8 +44,14 @@ type slotState struct {
 	Proven   time.Time `json:"proven,omitzero"`
 	// Swappable is set before a ready slot's memory may be swapped out, which
 	// ends with its claim.
-	Swappable bool      `json:"swappable,omitempty"`
-	Env       *envState `json:"env,omitempty"`
+	Swappable bool `json:"swappable,omitempty"`
+	// Filled is true of a ready slot that was made for an environment and has its
+	// files: it is no pool's.
+	Filled bool `json:"filled,omitempty"`
+	// Replaces is the slot that its environment had before. A record that has it ends
+	// that slot, whatever the slot's own last record says.
+	Replaces env.SlotID `json:"replaces,omitempty"`
+	Env      *envState  `json:"env,omitempty"`
 }
 
 // envState is what must be known of an environment. It holds no secret.
@@ -69,6 +75,7 @@ type envState struct {
 	Ports      []env.Port        `json:"ports,omitempty"`
 	Ephemeral  bool              `json:"ephemeral,omitempty"`
 	Limits     env.Limits        `json:"limits,omitzero"` // in place of the class's
+	Mounts     []env.Mount       `json:"mounts,omitempty"`
 	// Begun and Ends are its claim and its end by CLOCK_BOOTTIME; no end is 0.
 	// Expires is the end by the wall clock, for people.
 	Begun      time.Duration `json:"begun,omitempty"`
@@ -89,6 +96,10 @@ type envState struct {
 	Held   env.Phase `json:"held,omitempty"`
 	// HeldAt is the snapshot of what has not changed since it is held.
 	HeldAt env.SnapshotID `json:"heldAt,omitempty"`
+	// Upgrading is true of one that is held for an upgrade, Upgrade the last one that
+	// came about.
+	Upgrading bool          `json:"upgrading,omitempty"`
+	Upgrade   *upgradeState `json:"upgrade,omitempty"`
 }
 
 // afterBoot is what a reboot leaves of a slot of an earlier boot: the files of an
@@ -128,10 +139,13 @@ type replay struct {
 	// expired are environments that were released because their time came, oldest
 	// first.
 	expired []slotState
+	// replaced are slots whose environments have others, also those of which nothing
+	// else is known any more.
+	replaced map[env.SlotID]bool
 }
 
 func newReplay(boot string) *replay {
-	return &replay{boot: boot, slots: map[env.SlotID]slotState{}, stale: map[env.SlotID]slotState{}}
+	return &replay{boot: boot, slots: map[env.SlotID]slotState{}, stale: map[env.SlotID]slotState{}, replaced: map[env.SlotID]bool{}}
 }
 
 // visit takes one record. Bytes that are not a record of a known version are
@@ -151,6 +165,9 @@ func (r *replay) visit(b []byte) error {
 	into := r.slots
 	if rec.Boot != r.boot {
 		into = r.stale
+	}
+	if rec.Slot.Replaces != "" {
+		r.replaced[rec.Slot.Replaces] = true
 	}
 	if rec.Gone {
 		delete(into, rec.Slot.ID)

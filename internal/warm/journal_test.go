@@ -100,6 +100,10 @@ func TestJudgeKeepsOnlyWhatIsCertain(t *testing.T) {
 		"ready without init":    {slotState{Phase: env.SlotReady}, finding{island: true, frozen: true}, destroy},
 		"release under way":     {claimed(env.PhaseReleased), frozen, destroy},
 		"claimed without owner": {slotState{Phase: env.SlotClaimed}, frozen, destroy},
+		"filled for a claim":    {slotState{Phase: env.SlotReady, Filled: true}, frozen, destroy},
+		"claimed after that":    {slotState{Phase: env.SlotClaimed, Filled: true, Env: &envState{Phase: env.PhaseRunning}}, whole, keepEnvironment},
+		"replaced":              {claimed(env.PhaseRunning), finding{initAlive: true, island: true, replaced: true}, destroy},
+		"replaced, and failed":  {claimed(env.PhaseFailed), finding{replaced: true}, destroy},
 	} {
 		got, why := judge(test.state, test.found)
 		if kept := got == keepReady || got == keepEnvironment; got != test.want || kept == (why != "") {

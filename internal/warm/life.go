@@ -64,6 +64,16 @@ func (n *Node) settle(ctx context.Context, s *slot) error {
 // claim under way is followed by it. A slot that nobody claimed is destroyed.
 // A journal that cannot be written does not stop it.
 func (n *Node) Quarantine(ctx context.Context, id env.SlotID, why string) error {
+	err := n.quarantineSlot(ctx, id, why)
+	if err != nil {
+		if next := n.successor(id); next != nil { // it was upgraded meanwhile
+			return n.quarantineSlot(ctx, next.id, why)
+		}
+	}
+	return err
+}
+
+func (n *Node) quarantineSlot(ctx context.Context, id env.SlotID, why string) error {
 	n.mu.Lock()
 	s := n.slots[id]
 	if s == nil || s.doomed {
@@ -79,8 +89,12 @@ func (n *Node) Quarantine(ctx context.Context, id env.SlotID, why string) error 
 		n.checking.stop(fmt.Errorf("%w: %s", env.ErrDenied, why)) // cancels only: calls nothing back
 	}
 	pending, pooled := s.condemned != "" && claimed && n.pending[s.state.Env.ID], !claimed && n.takeLocked(s)
+	abort := n.condemnNextLocked(s, why)
 	n.mu.Unlock()
 	switch {
+	case abort != nil:
+		abort(fmt.Errorf("%w: its new slot did what a rule forbids: %s", env.ErrDenied, why))
+		return n.parts.Islands.Lock(id)
 	case pooled:
 		return n.destroy(context.WithoutCancel(ctx), s)
 	case checked: // which ends with its removal
@@ -91,6 +105,16 @@ func (n *Node) Quarantine(ctx context.Context, id env.SlotID, why string) error 
 		return n.parts.Islands.Lock(id)
 	}
 	return errors.Join(n.parts.Islands.Lock(id), n.quarantine(ctx, s, why))
+}
+
+// condemnNextLocked ends the upgrade into a slot that is not the environment yet;
+// nil is for any other. The caller holds mu.
+func (n *Node) condemnNextLocked(s *slot, why string) context.CancelCauseFunc {
+	if !s.succeeds || s.state.Env != nil && n.envs[s.state.Env.ID] == s {
+		return nil
+	}
+	s.condemned = why
+	return s.abort
 }
 
 // quarantine sets the phase, in memory alone if it must, and freezes.
@@ -173,6 +197,9 @@ func (n *Node) Fork(ctx context.Context, id env.ID, children []Claim) (env.Snaps
 		child.Class, child.Tenant, child.Snapshot = st.Class, st.Env.Tenant, snap.ID
 		if child.Limits == (env.Limits{}) {
 			child.Limits = st.Env.Limits
+		}
+		if child.Mounts == nil {
+			child.Mounts = st.Env.Mounts
 		}
 		if child.TimeToLive == 0 {
 			child.TimeToLive = st.Env.TimeToLive
@@ -344,26 +371,28 @@ func (n *Node) Authorize(id env.ID, token string) (Access, error) {
 // hold finds an environment and keeps other operations from changing it until
 // done is called. It waits for those no longer than ctx.
 func (n *Node) hold(ctx context.Context, id env.ID) (s *slot, done func(), err error) {
-	if s, err = n.find(id); err != nil {
-		return nil, nil, err
+	for err == nil {
+		if s, err = n.find(id); err != nil {
+			return nil, nil, err
+		}
+		select {
+		case s.op <- struct{}{}:
+		case <-ctx.Done():
+			return nil, nil, fmt.Errorf("%w: environment %s is busy with another operation: %w", env.ErrUnavailable, id, ctx.Err())
+		}
+		n.mu.Lock()
+		now, closed := n.envs[id], n.closed
+		n.mu.Unlock()
+		switch {
+		case closed:
+			err = errStopping
+		case now == nil:
+			err = fmt.Errorf("%w: environment %s was released meanwhile", env.ErrNotFound, id)
+		case now == s:
+			return s, func() { <-s.op }, nil
+		} // or it has another slot: it was upgraded meanwhile
+		<-s.op
 	}
-	select {
-	case s.op <- struct{}{}:
-	case <-ctx.Done():
-		return nil, nil, fmt.Errorf("%w: environment %s is busy with another operation: %w", env.ErrUnavailable, id, ctx.Err())
-	}
-	n.mu.Lock()
-	same, closed := n.envs[id] == s, n.closed
-	n.mu.Unlock()
-	switch {
-	case closed:
-		err = errStopping
-	case !same:
-		err = fmt.Errorf("%w: environment %s was released meanwhile", env.ErrNotFound, id)
-	default:
-		return s, func() { <-s.op }, nil
-	}
-	<-s.op
 	return nil, nil, err
 }
 

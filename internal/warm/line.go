@@ -58,7 +58,7 @@ type waiter struct {
 func (w *waiter) isServed() bool { return w.slot != nil || w.turn != nil || w.err != nil }
 
 // pooled reports whether a ready slot would do. A restore needs one of its own.
-func (w *waiter) pooled() bool { return w.claim.Snapshot == "" }
+func (w *waiter) pooled() bool { return w.claim.Snapshot == "" && w.claim.made == nil }
 
 // standInLine waits until the claim gets a ready slot, or its turn to have one made.
 // The caller holds mu, which is released meanwhile.

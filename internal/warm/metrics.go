@@ -24,6 +24,8 @@ type Metrics struct {
 	idled           *prometheus.CounterVec
 	woken           *prometheus.CounterVec
 	wakeSeconds     prometheus.Histogram
+	upgrades        *prometheus.CounterVec
+	upgradeSeconds  prometheus.Histogram
 }
 
 // claimBuckets go from 0.1 ms to 3.3 s.
@@ -79,6 +81,12 @@ func newMetrics() *Metrics {
 		wakeSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "hearth_environment_idle_resume_seconds", Help: "Time from the first use of an idle environment until it runs.", Buckets: prometheus.ExponentialBuckets(0.00005, 2, 18),
 		}),
+		upgrades: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "hearth_environment_upgrades_total", Help: "Upgrades of environments to their class's newest revision, by result (done, undone, refused).",
+		}, []string{"result"}),
+		upgradeSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "hearth_environment_upgrade_stopped_seconds", Help: "How long environments stood still for an upgrade that was done.", Buckets: prometheus.ExponentialBuckets(0.02, 2, 14),
+		}),
 	}
 }
 
@@ -87,11 +95,14 @@ func (m *Metrics) know(class string) {
 	for _, c := range []*prometheus.CounterVec{m.expired, m.idled, m.woken} {
 		c.WithLabelValues(class)
 	}
+	for _, result := range []string{upgradeDone, upgradeUndone, upgradeRefused} {
+		m.upgrades.WithLabelValues(result)
+	}
 }
 
 func (m *Metrics) all() []prometheus.Collector {
 	return []prometheus.Collector{m.claims, m.claimSeconds, m.phaseSeconds, m.waits, m.prepare, m.prepareFailures, m.dead, m.checks, m.deflation, m.releases, m.leaks,
-		m.expired, m.expiryFailures, m.idled, m.woken, m.wakeSeconds}
+		m.expired, m.expiryFailures, m.idled, m.woken, m.wakeSeconds, m.upgrades, m.upgradeSeconds}
 }
 
 func (m *Metrics) claim(class, kind string, laps []PhaseTime, total time.Duration) {

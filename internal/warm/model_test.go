@@ -14,7 +14,7 @@ import (
 )
 
 // model is one random life of a node: claims, one by one and many at once, callers
-// who go away, forks, releases, other classes, dead and sick slots, calls that take
+// who go away, forks, upgrades, releases, other classes, dead and sick slots, calls that take
 // their time or fail, a journal that cannot be written, pressure and restarts, in any
 // order and at once.
 type model struct {
@@ -221,6 +221,8 @@ func (m *model) act() {
 		m.burst()
 	case 14:
 		m.fork()
+	case 15:
+		m.upgrade()
 	default:
 		time.Sleep(time.Duration(m.rng.IntN(60_000)) * time.Millisecond)
 	}
@@ -295,6 +297,29 @@ func (m *model) fork() {
 			m.t.Errorf("fork = %+v, %v", a.Environment, err)
 		}
 		m.live = append(m.live, a.Environment.ID)
+	}
+}
+
+// upgrade moves an environment to its class's newest revision, now or not at all.
+func (m *model) upgrade() {
+	if len(m.live) == 0 {
+		return
+	}
+	m.disturbed = time.Now()
+	id := m.live[m.rng.IntN(len(m.live))]
+	before, err := m.node.Get(id)
+	if err != nil {
+		m.t.Errorf("environment %s: %v", id, err)
+		return
+	}
+	_, err = m.node.Upgrade(m.t.Context(), id, "", KeepAll)
+	after, gone := m.node.Get(id)
+	newest := m.classes[before.Class].Revision
+	if gone != nil || after.Revision != before.Revision && after.Revision != newest || err == nil && after.Revision != newest {
+		m.t.Errorf("upgrade of %+v to %s: %v; now %+v, %v", before, newest, err, after, gone)
+	}
+	if err == nil && !m.b.world.lives(after.PID) {
+		m.t.Errorf("upgrade ended with %+v, whose init is dead", after)
 	}
 }
 

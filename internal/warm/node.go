@@ -14,7 +14,7 @@ import (
 	"hearth/internal/env"
 )
 
-// Config says how a Node works. Every field is required.
+// Config says how a Node works. Every field but Mounts is required.
 type Config struct {
 	Node     string // this node's name
 	Instance string
@@ -28,6 +28,7 @@ type Config struct {
 	ColdStarts, Queue int
 	// WorkDir holds a directory per slot, whose "workspace" becomes /workspace.
 	WorkDir string
+	Mounts  map[string]MountRoot // that classes may let claims mount, by name
 	// PrepareTimeout bounds making a slot, readiness included.
 	PrepareTimeout time.Duration
 	// UndoTimeout bounds each removal and each freeze.
@@ -129,6 +130,7 @@ type slot struct {
 	removed   bool                    // nothing is left of it but its record
 	deflated  bool                    // its memory was swapped out since it was last thawed
 	condemned string                  // why to quarantine it as soon as its claim has ended
+	succeeds  bool                    // it is made for an upgrade
 	users     int                     // of Use
 	used      time.Duration           // when one came or went, by CLOCK_BOOTTIME; 0 if never, since this agent began
 	abort     context.CancelCauseFunc // ends its preparation; nil if there is none
@@ -202,6 +204,7 @@ func Open(ctx context.Context, cfg Config, dir *durable.Dir, classes []*env.Clas
 	if torn := n.journal.Torn(); torn > 0 {
 		log.Warn("journal had a torn tail", "bytes", torn)
 	}
+	n.checkRoots()
 	if err := n.recover(ctx, past); err != nil {
 		return nil, errors.Join(err, n.journal.Close())
 	}

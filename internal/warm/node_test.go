@@ -26,6 +26,7 @@ type bench struct {
 	boots int // how often the kernel was started anew
 
 	starts, queue int // of Config; 0 is 4 and 8
+	mounts        map[string]MountRoot
 }
 
 func newBench(t *testing.T) *bench {
@@ -73,7 +74,7 @@ func (b *bench) start(classes []*env.Class) (*Node, error) {
 	cfg := Config{
 		Node: "n1", Instance: "hearth", BootID: fmt.Sprintf("boot-%d", b.boots), IDBase: 65536, IDCount: 8, MaxSlots: 6, Memory: 1 << 30,
 		ColdStarts: orElse(b.starts, 4), Queue: orElse(b.queue, 8),
-		WorkDir: b.work, PrepareTimeout: time.Minute, UndoTimeout: time.Minute,
+		WorkDir: b.work, Mounts: b.mounts, PrepareTimeout: time.Minute, UndoTimeout: time.Minute,
 	}
 	return Open(b.t.Context(), cfg, dir, classes, b.world.parts(), slog.New(slog.DiscardHandler))
 }

@@ -2,6 +2,8 @@ package warm
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
 
 	"hearth/internal/env"
 )
@@ -16,29 +18,41 @@ func (n *Node) Origin(id env.ID) (Claim, error) {
 	if err != nil {
 		return Claim{}, err
 	}
-	st := n.stateOf(s)
-	c := Claim{
-		Class: st.Class, Tenant: st.Env.Tenant, Labels: st.Env.Labels, Egress: st.Env.Egress, Hostname: st.Env.Hostname, Limits: st.Env.Limits,
-		ClaimKey: st.Env.ClaimKey, ClaimRequest: st.Env.ClaimRequest, Lifetime: st.Env.lifetime(n.moment()),
-	}
-	// JSON may write a byte as six characters.
-	if b := n.recall(s, EnvJSONFile, 6*MaxVariablesBytes+1024); b != nil {
-		c.Variables = variablesOf(b)
-	}
-	if b := n.recall(s, MetadataFile, MaxMetadataBytes); json.Valid(b) {
-		c.Metadata = b
-	}
+	c, _ := n.origin(s)
 	return c, nil
 }
 
-// recall is nil for a file that is not as it was written.
-func (n *Node) recall(s *slot, name string, limit int) []byte {
-	b, err := s.init.Recall(name, limit)
-	if err != nil {
-		n.log.Warn("identity not recalled", "slot", s.id, "file", name, "error", err)
-		return nil
+// origin is Origin of a slot. The error says what could not be read though it may
+// be there.
+func (n *Node) origin(s *slot) (Claim, error) {
+	st := n.stateOf(s)
+	c := Claim{
+		Class: st.Class, Tenant: st.Env.Tenant, Labels: st.Env.Labels, Egress: st.Env.Egress, Hostname: st.Env.Hostname, Limits: st.Env.Limits, Mounts: st.Env.Mounts,
+		ClaimKey: st.Env.ClaimKey, ClaimRequest: st.Env.ClaimRequest, Lifetime: st.Env.lifetime(n.moment()),
 	}
-	return b
+	// JSON may write a byte as six characters.
+	vars, verr := n.recall(s, EnvJSONFile, 6*MaxVariablesBytes+1024)
+	if vars != nil {
+		c.Variables = variablesOf(vars)
+	}
+	metadata, merr := n.recall(s, MetadataFile, MaxMetadataBytes)
+	if json.Valid(metadata) {
+		c.Metadata = metadata
+	}
+	return c, errors.Join(verr, merr)
+}
+
+// recall is nil for a file that is not as it was written, which is no error.
+func (n *Node) recall(s *slot, name string, limit int) ([]byte, error) {
+	b, err := s.init.Recall(name, limit)
+	if err == nil {
+		return b, nil
+	}
+	n.log.Warn("identity not recalled", "slot", s.id, "file", name, "error", err)
+	if errors.Is(err, env.ErrNotFound) {
+		return nil, nil
+	}
+	return nil, fmt.Errorf("recall %s: %w", name, err)
 }
 
 // variablesOf reads foreign bytes: nil for what no claim could have given.

@@ -149,6 +149,9 @@ type Init interface {
 	OpenIdentity(ids env.IDRange) error
 	// Personalise replaces the identity files and sets the hostname.
 	Personalise(files []IdentityFile, hostname string) error
+	// Mount mounts directories of the node, in their order. The channel has one error
+	// when that is done, nil if they are mounted.
+	Mount(binds []Bind) <-chan error
 	// Recall reads an identity file as it is now: foreign bytes, at most limit.
 	Recall(name string, limit int) ([]byte, error)
 	// Close lets go of the process without changing it.
@@ -234,7 +237,8 @@ type snapshots interface {
 	Capture(ctx context.Context, id env.ID, tenant, class, base string, files Files, freeze Freezer) (env.Snapshot, error)
 	// Fetch gets a snapshot of the tenant from the node that granted it.
 	Fetch(ctx context.Context, id env.SnapshotID, tenant string, from FetchFrom) error
-	// Restore fills empty directories below which nothing is mounted.
+	// Restore fills empty directories below which nothing is mounted. What is "" of
+	// files is left out.
 	Restore(ctx context.Context, id env.SnapshotID, files Files) error
 	// Fork starts child's lineage from the snapshot, which must be the tenant's.
 	Fork(ctx context.Context, id env.SnapshotID, child env.ID, tenant string) error

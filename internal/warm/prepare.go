@@ -102,9 +102,8 @@ func (n *Node) enter(s *slot) error {
 	if full != nil {
 		return full
 	}
-	if used, want := n.memoryLocked(), s.memoryLocked(); used+want > n.memory {
-		return fmt.Errorf("%w: %d of %d bytes of memory are promised, class %s needs %d; release environments or raise the node's budget (limits.memory)",
-			env.ErrExhausted, used, n.memory, s.class.Name, want)
+	if err := n.fitsLocked(s.class.Name, s.memoryLocked()); err != nil {
+		return err
 	}
 	ids, err := n.ids.take()
 	if err != nil {
@@ -116,6 +115,15 @@ func (n *Node) enter(s *slot) error {
 	}
 	n.slots[s.id] = s
 	n.tell()
+	return nil
+}
+
+// fitsLocked refuses a slot for whose memory there is no room. The caller holds mu.
+func (n *Node) fitsLocked(class string, want int64) error {
+	if used := n.memoryLocked(); used+want > n.memory {
+		return fmt.Errorf("%w: %d of %d bytes of memory are promised, class %s needs %d; release environments or raise the node's budget (limits.memory)",
+			env.ErrExhausted, used, n.memory, class, want)
+	}
 	return nil
 }
 
@@ -181,7 +189,7 @@ func (n *Node) raise(ctx context.Context, s *slot, fill fill) error {
 		return err
 	}
 	return n.change(s, func(st *slotState) {
-		st.Phase = env.SlotReady
+		st.Phase, st.Filled = env.SlotReady, fill != nil
 		st.Image, st.Upper = s.image.Digest, s.files.Upper
 		st.PID, st.PIDStart = s.init.PID(), s.init.Started()
 		st.Island, st.Proven = s.island.Record, time.Now()

@@ -47,10 +47,13 @@ func playSlot(root string, in io.Reader, out io.Writer) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
+	if err := unix.Mount(root, root, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("make root a mount: %w", err)
+	}
 	if err := unix.Mount("tmpfs", filepath.Join(root, "run/hearth"), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=1m,mode=755"); err != nil {
 		return fmt.Errorf("mount tmpfs: %w", err)
 	}
-	if err := errors.Join(unix.Chroot(root), unix.Chdir("/")); err != nil {
+	if err := errors.Join(unix.Chdir(root), unix.PivotRoot(".", "."), unix.Unmount(".", unix.MNT_DETACH), unix.Chdir("/")); err != nil {
 		return fmt.Errorf("enter root: %w", err)
 	}
 	secret, err := os.ReadFile("secret-path")
@@ -96,7 +99,15 @@ func (p *prankster) play(trick string) error {
 		"device": func() error {
 			return errors.Join(os.Rename("run", "aside"), os.MkdirAll("run/hearth", 0o700), os.Rename("zero", recallFile))
 		},
-		"look": p.look,
+		"look":  p.look,
+		"read":  p.read,
+		"write": func() error { return os.WriteFile("data/deep/mine", []byte("inside"), 0o600) },
+		"write refused": func() error {
+			if err := os.WriteFile("behind/mine", nil, 0o600); !errors.Is(err, unix.EROFS) {
+				return fmt.Errorf("written to what is read-only: %v", err)
+			}
+			return nil
+		},
 		"grow": func() error { p.playOn(p.grow); return nil },
 		"swap": func() error { p.playOn(p.swap); return nil },
 	}[trick]
@@ -232,7 +243,6 @@ func startHostileSlot(t *testing.T) *hostileSlot {
 		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWUTS,
 		UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: true,
 		Credential: &syscall.Credential{Uid: 0, Gid: 0},
-		Pdeathsig:  syscall.SIGKILL,
 	}
 	s.in, err = s.cmd.StdinPipe()
 	must(err)

@@ -47,14 +47,14 @@ func (n *Node) recover(ctx context.Context, past *replay) error {
 		n.buryEnvironment(st)
 	}
 	for _, st := range past.slots {
-		if err := n.takeBack(ctx, st, finding{pid: found[st.ID]}); err != nil {
+		if err := n.takeBack(ctx, st, finding{pid: found[st.ID], replaced: past.replaced[st.ID]}); err != nil {
 			return err
 		}
 	}
 	stale := make([]env.SlotID, 0, len(past.stale))
 	for id, st := range past.stale {
 		kept, ok := st.afterBoot(n.moment())
-		if !ok {
+		if !ok || past.replaced[id] {
 			stale = append(stale, id)
 		} else if err := n.takeBack(ctx, kept, finding{rebooted: true}); err != nil {
 			return err
@@ -84,6 +84,7 @@ func (n *Node) recover(ctx context.Context, past *replay) error {
 // found already. Its error means that the slot could not be looked at: nothing is
 // decided then.
 func (n *Node) takeBack(ctx context.Context, st slotState, known finding) error {
+	st = st.undisturbed()
 	class, err := n.classOf(st)
 	if err != nil {
 		// What it was promised is lost with the file: it cannot be kept.

@@ -281,6 +281,11 @@ func (n *Node) takeLocked(s *slot) bool {
 // background removes a slot beside the caller, who may hold mu.
 func (n *Node) background(s *slot, why string) {
 	n.log.Warn("slot removed", "slot", s.id, "class", s.class.Name, "reason", why)
+	n.discard(s)
+}
+
+// discard removes a slot that has served, beside the caller, who may hold mu.
+func (n *Node) discard(s *slot) {
 	n.work.Add(1)
 	go func() {
 		defer n.work.Done()

@@ -99,7 +99,7 @@ func (n *Node) repeat(key string, id env.ID) (Answer, error) {
 	}
 	e := s.state.Env
 	return Answer{
-		Environment: s.view(s.state), Took: e.Took,
+		Environment: n.viewLocked(s), Took: e.Took,
 		Token: n.tokens.of(e.ID, e.Generation, e.Epoch),
 	}, nil
 }
@@ -120,6 +120,11 @@ func (n *Node) claim(ctx context.Context, c *Claim, digest string, watch *stopwa
 		}
 		watch.lap("policy")
 	}
+	var err error
+	if c.binds, err = n.openBinds(c); err != nil {
+		return Answer{}, fmt.Errorf("claim class %s: %w", c.Class, err)
+	}
+	defer closeBinds(c.binds)
 	s, warm, err := n.obtain(ctx, c)
 	if err != nil {
 		return Answer{}, err
@@ -143,7 +148,7 @@ func (n *Node) claim(ctx context.Context, c *Claim, digest string, watch *stopwa
 	st := n.stateOf(s)
 	n.afterClaim(ctx, s, st, watch, condemned)
 	return Answer{
-		Environment: s.view(st),
+		Environment: n.show(s, st),
 		Token:       n.tokens.of(st.Env.ID, st.Env.Generation, st.Env.Epoch),
 		Took:        st.Env.Took,
 		Phases:      watch.laps,
@@ -264,6 +269,9 @@ func (n *Node) makeCold(ctx context.Context, w *waiter) (*slot, error) {
 // makeFor is makeCold without the lock. It takes what the waiter was given.
 func (n *Node) makeFor(ctx context.Context, w *waiter) (*slot, error) {
 	c, class := w.claim, w.turn
+	if c.made != nil {
+		return c.made(ctx, w)
+	}
 	if c.Snapshot == "" {
 		return n.prepareWith(ctx, w.base, class, w.boot, nil)
 	}
@@ -361,10 +369,15 @@ func (n *Node) personalise(ctx context.Context, s *slot, c *Claim, digest string
 	if err := n.inflate(s); err != nil { // before its memory holds anything secret
 		return err
 	}
-	if err := s.init.Personalise(files, hostname); err != nil {
+	mounted := s.mount(c.binds)
+	err = s.init.Personalise(files, hostname)
+	watch.lap("identity")
+	if err := errors.Join(err, <-mounted); err != nil {
 		return err
 	}
-	watch.lap("identity")
+	if len(c.binds) > 0 {
+		watch.lap("mounts")
+	}
 	n.parts.Detector.Claimed(s.id, c.ID)
 	if err := n.parts.Islands.Unlock(s.id, s.class.Egress, c.Egress); err != nil {
 		return err
@@ -393,7 +406,7 @@ func (st *slotState) claimedBy(c *Claim, digest string, warm bool, class *env.Cl
 		ID: c.ID, Tenant: c.Tenant, Generation: c.Generation, Phase: env.PhaseClaiming,
 		Warm: warm, Waited: c.waited, Snapshot: c.Snapshot, Claimed: now.wall, Labels: c.Labels, Hostname: c.Hostname, Egress: c.Egress,
 		Epoch: 1, Key: c.Key, Digest: digest, Ports: class.Ports,
-		Ephemeral: class.Ephemeral, Limits: c.Limits, ClaimKey: c.ClaimKey, ClaimRequest: c.ClaimRequest,
+		Ephemeral: class.Ephemeral, Limits: c.Limits, Mounts: c.Mounts, ClaimKey: c.ClaimKey, ClaimRequest: c.ClaimRequest,
 	}
 	st.Env.begin(c, class, now)
 }
@@ -418,15 +431,19 @@ func (n *Node) afterClaim(call context.Context, s *slot, st slotState, watch *st
 			return
 		}
 		n.log.Info("environment claimed", "environment", st.Env.ID, "slot", s.id, "class", st.Class, "warm", st.Env.Warm, "took", st.Env.Took)
-		if !waitsForClaim(s.class) {
-			return
-		}
-		ctx, done := n.untilHurry(ctx) // init may hang
-		defer done()
-		if err := s.guest.Claimed(ctx); err != nil {
-			n.log.Error("start services after claim", "environment", st.Env.ID, "error", err)
+		if waitsForClaim(s.class) {
+			n.claimed(ctx, s, st.Env.ID)
 		}
 	}()
+}
+
+// claimed starts the services that wait for a claim.
+func (n *Node) claimed(ctx context.Context, s *slot, id env.ID) {
+	ctx, done := n.untilHurry(ctx) // init may hang
+	defer done()
+	if err := s.guest.Claimed(ctx); err != nil {
+		n.log.Error("start services after claim", "environment", id, "error", err)
+	}
 }
 
 // waitsForClaim tells whether init has something to do once its slot is claimed.

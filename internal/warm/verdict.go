@@ -19,6 +19,7 @@ type finding struct {
 	initAlive bool // the recorded pid runs and started when the journal says
 	frozen    bool
 	island    bool // enforcement is in force, as recorded
+	replaced  bool // its environment has another slot since
 }
 
 // judge decides a slot's fate from its last journal record and what was found,
@@ -29,6 +30,9 @@ type finding struct {
 // that waits repeats its key and gets another. An answered environment is never
 // destroyed: without init or island it is kept as failed, with its files.
 func judge(s slotState, f finding) (fate, string) {
+	if f.replaced {
+		return destroy, "its environment was upgraded"
+	}
 	if s.Phase == env.SlotClaimed && s.Env != nil {
 		return judgeEnvironment(s.Env.Phase, f)
 	}
@@ -37,6 +41,8 @@ func judge(s slotState, f finding) (fate, string) {
 		return destroy, "" // as ever: its namespaces ended with its agent
 	case s.Phase != env.SlotReady:
 		return destroy, "it was " + string(s.Phase)
+	case s.Filled:
+		return destroy, "it was filled for a claim that was never answered"
 	case !f.initAlive:
 		return destroy, "its init has ended"
 	case !f.island:

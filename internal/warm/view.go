@@ -37,11 +37,11 @@ func (s *slot) view(st slotState) Environment {
 	e := st.Env
 	return Environment{
 		Address: s.address(),
-		ID:      e.ID, Slot: st.ID, Class: st.Class, Tenant: e.Tenant, Generation: e.Generation,
+		ID:      e.ID, Slot: st.ID, Class: st.Class, Revision: st.Revision, Tenant: e.Tenant, Generation: e.Generation,
 		Phase: e.Phase, Message: e.Message, Warm: e.Warm, Snapshot: e.Snapshot,
 		Claimed: e.Claimed, Labels: e.Labels, PID: st.PID, Ports: e.Ports,
 		Ephemeral: e.Ephemeral, Resources: s.resources(st), ClaimKey: e.ClaimKey, ClaimRequest: e.ClaimRequest,
-		Reason: e.reason(), Expires: e.Expires, TimeToLive: e.TimeToLive, Served: e.served(), Waited: e.Waited,
+		Reason: e.reason(), Expires: e.Expires, TimeToLive: e.TimeToLive, Served: e.served(), Waited: e.Waited, Mounts: e.Mounts,
 	}
 }
 
@@ -77,7 +77,30 @@ func (s *slot) address() string {
 	return s.island.Address.String()
 }
 
-func (n *Node) viewOf(s *slot) Environment { return s.view(n.stateOf(s)) }
+func (n *Node) viewOf(s *slot) Environment { return n.show(s, n.stateOf(s)) }
+
+// show is the public form of a state that the slot has, or had a moment ago.
+func (n *Node) show(s *slot, st slotState) Environment {
+	e := s.view(st)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	e.Outdated = n.outdatedLocked(st)
+	return e
+}
+
+// viewLocked is viewOf for a caller who holds mu.
+func (n *Node) viewLocked(s *slot) Environment {
+	e := s.view(s.state)
+	e.Outdated = n.outdatedLocked(s.state)
+	return e
+}
+
+// outdatedLocked reports whether the class has another revision than the slot was
+// made from. The caller holds mu.
+func (n *Node) outdatedLocked(st slotState) bool {
+	class := n.classes[st.Class]
+	return class != nil && class.Revision != st.Revision
+}
 
 // Get returns one environment, also one that was released a short while ago
 // because its time came.

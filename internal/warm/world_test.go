@@ -23,11 +23,13 @@ type world struct {
 	islands     map[env.SlotID]string // "locked" or "open"
 	alive       map[int]bool
 	identities  map[int]map[string]string
+	mounted     map[int][]Bind
 	bound       map[env.SlotID]env.ID
 	watched     map[env.SlotID]bool
 	quotas      map[uint32]int64
 	snaps       map[env.SnapshotID]env.Snapshot
 	lineages    map[env.ID]bool // begun by a fork
+	restored    []Files         // what restores filled
 	nextPID     int
 	hang        bool                         // guests take no claim
 	cpu         map[env.SlotID]time.Duration // used so far
@@ -43,7 +45,7 @@ type world struct {
 func newWorld() *world {
 	return &world{
 		containers: map[env.SlotID]int{}, cgroups: map[env.SlotID]*fakeCgroup{}, islands: map[env.SlotID]string{},
-		alive: map[int]bool{}, identities: map[int]map[string]string{}, bound: map[env.SlotID]env.ID{}, watched: map[env.SlotID]bool{}, quotas: map[uint32]int64{},
+		alive: map[int]bool{}, identities: map[int]map[string]string{}, mounted: map[int][]Bind{}, bound: map[env.SlotID]env.ID{}, watched: map[env.SlotID]bool{}, quotas: map[uint32]int64{},
 		hygiene: map[env.SlotID]env.HygienePolicy{}, unheld: map[env.SlotID]bool{},
 		snaps: map[env.SnapshotID]env.Snapshot{}, lineages: map[env.ID]bool{}, nextPID: 1000,
 		cpu: map[env.SlotID]time.Duration{}, packets: map[env.SlotID]uint64{},

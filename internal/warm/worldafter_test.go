@@ -27,8 +27,14 @@ func (w fakeSnapshots) Capture(ctx context.Context, id env.ID, tenant, class, ba
 	return s, nil
 }
 
-func (w fakeSnapshots) Restore(context.Context, env.SnapshotID, Files) error {
-	return w.call("restore")
+func (w fakeSnapshots) Restore(_ context.Context, _ env.SnapshotID, files Files) error {
+	if err := w.call("restore"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.restored = append(w.restored, files)
+	return nil
 }
 
 func (w fakeSnapshots) Fork(_ context.Context, _ env.SnapshotID, child env.ID, _ string) error {

@@ -123,7 +123,9 @@ func BenchmarkClaimFirstExec(b *testing.B) {
 }
 
 // BenchmarkClaimBurst100 is a hundred claims at once on a pool of a hundred, through
-// the controller, each up to its first output. An operation is one of them.
+// the controller, each up to its first output. An operation is one of them. What
+// agent, controller and client have used of the processors is told beside: where all
+// of them are busy, a burst takes what its parts take.
 func BenchmarkClaimBurst100(b *testing.B) {
 	host.limit(b, poolSize)
 	var all sample
@@ -133,9 +135,15 @@ func BenchmarkClaimBurst100(b *testing.B) {
 		b.Fatal(first.err)
 	}
 	host.settle(b, first.id)
+	used := map[string]time.Duration{}
 	for round := 0; len(all) < b.N; round++ {
 		var ids []string
-		for _, f := range g.burst(fmt.Sprintf("%s-%d", b.Name(), round)) {
+		before := host.processorTimes(b)
+		burst := g.burst(fmt.Sprintf("%s-%d", b.Name(), round))
+		for who, now := range host.processorTimes(b) {
+			used[who] += now - before[who]
+		}
+		for _, f := range burst {
 			if f.err != nil {
 				b.Fatal(f.err)
 			}
@@ -146,6 +154,9 @@ func BenchmarkClaimBurst100(b *testing.B) {
 		b.StartTimer()
 	}
 	all.report(b)
+	for who, d := range used {
+		b.ReportMetric(ms(d)/float64(len(all)), who+"-cpu-ms")
+	}
 }
 
 // firstExec is one environment from its claim to its first output.

@@ -129,6 +129,20 @@ func (c *clients) rounds(b *testing.B, most int, one func(i int) (id string)) {
 	c.settle(b, ids...)
 }
 
+// processorTimes is what each part of a claim has used so far.
+func (c *clients) processorTimes(b *testing.B) map[string]time.Duration {
+	b.Helper()
+	out := map[string]time.Duration{"client": processorTime(b, os.Getpid())}
+	for _, who := range []string{"agent", "controller"} {
+		pid, err := c.stage.PID(who)
+		if err != nil {
+			b.Fatal(err)
+		}
+		out[who] = processorTime(b, pid)
+	}
+	return out
+}
+
 // sample is a series of measured times.
 type sample []time.Duration
 
@@ -153,8 +167,9 @@ func (s sample) report(b *testing.B) {
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // spec is a whole personalisation: 20 variables, one of them a secret of 4 KiB,
-// a host name, metadata, labels, and an egress policy narrower than the
-// class's. Two of different n have different policies.
+// a host name, metadata, labels, an egress policy narrower than the class's, limits
+// other than the class's, and a directory of the node. Two of different n have
+// different policies.
 func spec(n int) *hearthv1.ClaimSpec {
 	vars := map[string]string{"SECRET": strings.Repeat("s3cr3t-4", 512)}
 	for i := range 19 {
@@ -162,8 +177,10 @@ func spec(n int) *hearthv1.ClaimSpec {
 	}
 	return &hearthv1.ClaimSpec{
 		Class: stage.ClassName, Variables: vars, Hostname: "agent-session",
-		Metadata: []byte(`{"session":"01ktz7r6m2ha4p9v3w8y5d0c1b","user":"someone@example.com","repository":"example/app","branch":"main","budget":{"tokens":1000000,"minutes":60}}`),
-		Labels:   map[string]string{"session": "bench", "team": "example"},
+		Metadata:  []byte(`{"session":"01ktz7r6m2ha4p9v3w8y5d0c1b","user":"someone@example.com","repository":"example/app","branch":"main","budget":{"tokens":1000000,"minutes":60}}`),
+		Labels:    map[string]string{"session": "bench", "team": "example"},
+		Resources: &hearthv1.Resources{CpuMillis: 750, MemoryBytes: 96 << 20},
+		Mounts:    []*hearthv1.Mount{{Name: "shared", Path: "/workspace/data", ReadOnly: true}},
 		Egress: &hearthv1.EgressPolicy{
 			Mode: hearthv1.EgressPolicy_MODE_ALLOW,
 			Allow: []*hearthv1.EgressRule{

@@ -33,7 +33,7 @@ const (
 	crowded  = "hearthcrowd"
 )
 
-var instances = []string{fullDisk, lying, gone, stuck, rebooted, given, crowded}
+var instances = []string{fullDisk, lying, gone, stuck, rebooted, given, crowded, delegated}
 
 // slots is limits.slots of every agent here, and warm how many of them the
 // class "web" keeps ready.
@@ -76,6 +76,7 @@ var classes = map[string]string{
   ports:
   - {name: web, port: 8000, protocol: http}
   - {name: echo, port: 9000, protocol: tcp}
+  mounts: [shared, homes]
 `, warm),
 	"bare": "  image: hearth.local/busybox:1\n  resources: {memory: 64Mi}\n",
 	"slow": "  image: hearth.local/busybox:1\n  readiness: {command: [test, -e, /never], timeout: 25s}\n  resources: {memory: 64Mi}\n",
@@ -208,7 +209,8 @@ func node(t *testing.T) *agent {
 	t.Helper()
 	require(t)
 	if theAgent == nil {
-		a := newAgent(t, newStage(""), 7401, classes, "")
+		s := newStage("")
+		a := newAgent(t, s, 7401, classes, fmt.Sprintf("mounts:\n  shared: {path: %s}\n  homes: {path: %s, writable: true, perTenant: true}\n", s.Path("shared"), s.Path("homes")))
 		out, code := a.nodeagent("image", "import", a.Image())
 		if code != 0 {
 			t.Fatalf("image import: exit %d: %s", code, out)

@@ -221,7 +221,7 @@ func TestNodePauseStopsEverythingUntilResume(t *testing.T) {
 		ok(t, err)
 	}
 	a.alive(t, c)
-	time.Sleep(100 * time.Millisecond)
+	time.Sleep(stage.Slow(100 * time.Millisecond))
 	if now() == then {
 		t.Error("the process did not go on")
 	}

@@ -246,7 +246,8 @@ func TestNodeExecsByTheThousandCostOnlyTheirEnvironment(t *testing.T) {
 	a.alive(t, c)
 	a.alive(t, neighbour)
 	eventually(t, 20*time.Second, func() error {
-		if now := a.descriptors(t); now > fds+16 { // connections of this client among them
+		// Connections of this client are among them: a thousand calls share one.
+		if now := a.descriptors(t); now > fds+either(16, 32) {
 			return fmt.Errorf("the agent has %d descriptors, before it had %d", now, fds)
 		}
 		if _, now := a.heap(t); now > goroutines+20 {

@@ -28,6 +28,9 @@ const inside = "HEARTH_NODE_TEST_INSIDE"
 // programs is where the programs are that only these tests need.
 const programs = "HEARTH_NODE_TEST_PROGRAMS"
 
+// prebuilt names a directory that has them, where there is no go command.
+const prebuilt = "HEARTH_TEST_PREBUILT"
+
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 // run sets one stage for the whole package and runs the tests in a copy of the
@@ -68,11 +71,14 @@ func report(err error) int {
 func perform() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	dir, err := build(ctx)
-	if err != nil {
-		return report(err)
+	dir := os.Getenv(prebuilt)
+	if dir == "" {
+		var err error
+		if dir, err = build(ctx); err != nil {
+			return report(err)
+		}
+		defer os.RemoveAll(dir)
 	}
-	defer os.RemoveAll(dir)
 	self, err := os.Executable()
 	if err != nil {
 		return report(err)

@@ -141,26 +141,24 @@ func TestNodeObeysClassesAndBudgetOfAController(t *testing.T) {
 	a.forget(resp.GetEnvironment().GetId(), resp.GetEnvironment().GetSlot())
 }
 
-// treeHas compares the cgroup tree's own bounds.
+// treeHas compares the cgroup tree's own bounds. The share of a tree in a unit of
+// systemd is the unit's.
 func (a *agent) treeHas(memory, shares int64) error {
-	for files, want := range map[string]int64{
-		"/sys/fs/cgroup/memory/%s/memory.limit_in_bytes /sys/fs/cgroup/%s/memory.max": memory,
-		"/sys/fs/cgroup/cpu/%s/cpu.shares":                                            shares,
-	} {
-		found := false
-		for file := range strings.FieldsSeq(strings.ReplaceAll(files, "%s", a.Instance())) {
-			b, err := os.ReadFile(file)
+	found := map[string]bool{}
+	for _, root := range a.CgroupRoots() {
+		for file, want := range map[string]int64{"memory.limit_in_bytes": memory, "memory.max": memory, "cpu.shares": shares} {
+			b, err := os.ReadFile(filepath.Join(root, file))
 			if err != nil {
 				continue
 			}
-			found = true
+			found[file] = true
 			if got, _ := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64); got != want {
-				return fmt.Errorf("%s is %d, want %d", file, got, want)
+				return fmt.Errorf("%s of %s is %d, want %d", file, root, got, want)
 			}
 		}
-		if _, err := os.Stat("/sys/fs/cgroup/unified"); !found && err == nil {
-			return fmt.Errorf("none of %s is there", files)
-		}
+	}
+	if !found["memory.max"] && !(found["memory.limit_in_bytes"] && found["cpu.shares"]) {
+		return fmt.Errorf("only %v of the bounds are there", found)
 	}
 	return nil
 }

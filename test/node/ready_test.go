@@ -175,7 +175,7 @@ func TestNodeReadySlotsAreProbedAndClaimedWhileTheyAre(t *testing.T) {
 }
 
 // Where slots cannot be deflated, as in the hybrid layout of cgroups, the class
-// serves as ever, and its pool says why.
+// serves as ever, and its pool says why. In the VM they can be.
 func TestNodeDeflatesReadySlotsOrSaysWhyNot(t *testing.T) {
 	a := node(t)
 	a.beginClass(t, "thin", `  image: hearth.local/busybox:1
@@ -185,6 +185,9 @@ func TestNodeDeflatesReadySlotsOrSaysWhyNot(t *testing.T) {
 	eventually(t, 30*time.Second, func() error {
 		message := a.pool(t, "thin").GetMessage()
 		deflated := a.series(t, `hearth_slot_deflation_bytes_count{class="thin",moment="after"}`)
+		if deflated == 0 && os.Getenv("HEARTH_VM") != "" {
+			return fmt.Errorf("nothing is deflated, and the pool says %q", message)
+		}
 		if deflated == 0 && !strings.Contains(message, "slots are not deflated: warm.deflate is not available on this node: needs ") {
 			return fmt.Errorf("%v deflations, and the pool says %q", deflated, message)
 		}

@@ -1,7 +1,6 @@
 package node
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -41,7 +40,7 @@ func (a *agent) reboot(t *testing.T, links int) {
 	}
 	a.unmountAll(t)
 	ok(t, os.RemoveAll(a.RunDir()))
-	eventually(t, 20*time.Second, a.removeCgroups)
+	ok(t, a.RemoveCgroups())
 	ok(t, os.RemoveAll(filepath.Join("/sys/fs/bpf", a.Instance())))
 	if out, err := exec.Command("nft", "delete", "table", "ip", "hearth-"+a.Instance()).CombinedOutput(); err != nil {
 		t.Errorf("delete the nft table: %v: %s", err, out)
@@ -80,25 +79,6 @@ func (a *agent) unmountAll(t *testing.T) {
 	for _, point := range slices.Backward(points) {
 		ok(t, unix.Unmount(point, unix.MNT_DETACH))
 	}
-}
-
-// removeCgroups removes the instance's, which have no process any more.
-func (a *agent) removeCgroups() error {
-	var errs []error
-	roots, _ := filepath.Glob("/sys/fs/cgroup/*/" + a.Instance())
-	for _, root := range append(roots, "/sys/fs/cgroup/"+a.Instance()) {
-		var dirs []string
-		_ = filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
-			if err == nil && d.IsDir() {
-				dirs = append(dirs, path)
-			}
-			return nil
-		})
-		for _, dir := range slices.Backward(dirs) {
-			errs = append(errs, os.Remove(dir))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // countLinks counts the links of the node.

@@ -60,9 +60,9 @@ func (a *agent) hog(t *testing.T, c stage.Claimed, mib int) bool {
 // throttled counts the periods in which the slot's CPU limit held it back.
 func (a *agent) throttled(t *testing.T, c stage.Claimed) (n int) {
 	t.Helper()
-	for _, root := range []string{"", "cpu", "cpu,cpuacct"} {
+	for _, root := range a.CgroupRoots() {
 		for _, leaf := range []string{"", "ctr"} {
-			b, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", root, a.Instance(), c.Environment.Slot, leaf, "cpu.stat"))
+			b, err := os.ReadFile(filepath.Join(root, c.Environment.Slot, leaf, "cpu.stat"))
 			for line := range strings.Lines(string(b)) {
 				if v, isIt := strings.CutPrefix(line, "nr_throttled "); isIt && err == nil {
 					k, err := strconv.Atoi(strings.TrimSpace(v))

@@ -19,13 +19,8 @@ import (
 
 // slotDirs are the cgroups of the instance's slots.
 func (a *agent) slotDirs() []string {
-	for _, mount := range []string{"/sys/fs/cgroup/unified/", "/sys/fs/cgroup/"} {
-		if _, err := os.Stat(mount + "cgroup.controllers"); err == nil {
-			dirs, _ := filepath.Glob(mount + a.Instance() + "/s-*")
-			return dirs
-		}
-	}
-	return nil
+	dirs, _ := filepath.Glob(a.UnifiedCgroup("s-*", ""))
+	return dirs
 }
 
 // inspection is what is read of a slot.
@@ -93,7 +88,7 @@ func TestNodeSIGTERMLeavesEverythingRunning(t *testing.T) {
 		}
 		return nil
 	})
-	if took := time.Since(begun); took > 5*time.Second {
+	if took := time.Since(begun); took > stage.Slow(5*time.Second) {
 		t.Errorf("the agent took %s to stop", took)
 	}
 	if _, err := os.Stat(a.Socket()); err == nil {
@@ -109,7 +104,7 @@ func TestNodeSIGTERMLeavesEverythingRunning(t *testing.T) {
 		}
 	}
 	before := read(t, run, "/tmp/n")
-	time.Sleep(200 * time.Millisecond)
+	time.Sleep(stage.Slow(200 * time.Millisecond))
 	if now := read(t, run, "/tmp/n"); now == before {
 		t.Errorf("the held command stands at %q", now)
 	}

@@ -200,8 +200,8 @@ func (a *agent) fewDescriptors(t *testing.T, most uint64) {
 
 // slotDirsOf are directories and cgroups with the slot's name.
 func (a *agent) slotDirsOf(slot string) (out []string) {
-	for _, pattern := range []string{a.Path("state/slots/" + slot), "/sys/fs/cgroup/" + a.Instance() + "/" + slot, "/sys/fs/cgroup/*/" + a.Instance() + "/" + slot} {
-		found, _ := filepath.Glob(pattern)
+	for _, parent := range append(a.CgroupRoots(), a.Path("state/slots")) {
+		found, _ := filepath.Glob(filepath.Join(parent, slot))
 		out = append(out, found...)
 	}
 	return out

@@ -121,7 +121,7 @@ func (c Claimed) Get(port int, path string) (string, error) {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(c.Access.CAPEM)
 	client := http.Client{
-		Timeout:   5 * time.Second,
+		Timeout:   Slow(5 * time.Second),
 		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}},
 	}
 	defer client.CloseIdleConnections()

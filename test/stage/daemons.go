@@ -45,6 +45,7 @@ spec:
     responses: {low: record, medium: alert, high: freeze, critical: freeze}
   ports:
   - {name: web, port: 8000, protocol: http}
+  mounts: [shared]
 `
 
 func (s *Stage) agentConfig() string {
@@ -72,8 +73,10 @@ controller:
   joinTokenFile: %s/controller/join-token
 detection:
   eventsFile: %s/events.jsonl
+mounts:
+  shared: {path: %s/shared}
 `, s.instance, s.dir, s.runDir(), s.dir, s.Program("envinit"), s.runtimeDir, uplinkInternet, s.MaxSlots,
-		nodePort, nodePort, controlPort, s.dir, s.dir)
+		nodePort, nodePort, controlPort, s.dir, s.dir, s.dir)
 }
 
 func (s *Stage) controllerConfig() string {
@@ -88,6 +91,9 @@ api:
 // StartDaemons writes the configuration, imports the image and starts the
 // controller and the agent, inside the stage's namespaces.
 func (s *Stage) StartDaemons() error {
+	if err := os.MkdirAll(s.Path("shared"), 0o755); err != nil {
+		return err
+	}
 	for name, content := range map[string]string{
 		"nodeagent.yaml": s.agentConfig(), "controller.yaml": s.controllerConfig(),
 		"classes/demo.yaml": fmt.Sprintf(classManifest, s.SlotMemory, s.WarmSlots),

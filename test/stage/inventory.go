@@ -85,16 +85,6 @@ func difference(before, after []string) (out []string) {
 	return out[:min(len(out), 12)]
 }
 
-// cgroupDirs lists the instance's cgroups in every hierarchy.
-func (s *Stage) cgroupDirs() (out []string) {
-	for _, root := range append(globs("/sys/fs/cgroup/*/"+s.instance), "/sys/fs/cgroup/"+s.instance) {
-		out = append(out, tree(root)...)
-	}
-	return directories(out)
-}
-
-// cgroupProcesses lists the slots' cgroups that have a process. How many each has
-// is not counted: a ready slot was frozen with whatever its service was doing.
 // cgroupProcesses lists the slots' cgroups that have processes. How many may
 // vary: a slot is frozen whenever its probe has passed, also while a service
 // still ends the process that answered.
@@ -141,11 +131,6 @@ func (s *Stage) namespaces() (out []string) {
 		}
 	}
 	return out
-}
-
-func (s *Stage) inCgroup(proc string) bool {
-	b, err := os.ReadFile(proc + "/cgroup")
-	return err == nil && strings.Contains(string(b), "/"+s.instance+"/")
 }
 
 // idRanges has an entry for each block of user ids that the agent has given out.

@@ -241,7 +241,8 @@ func Hold() error {
 		{"bpf", "/sys/fs/bpf", "bpf", 0},
 		{"tracefs", "/sys/kernel/tracing", "tracefs", 0},
 	} {
-		if err := syscall.Mount(m.source, m.target, m.kind, m.flags, ""); err != nil {
+		// Busy is what it says where the init has mounted the same one there.
+		if err := syscall.Mount(m.source, m.target, m.kind, m.flags, ""); err != nil && !errors.Is(err, syscall.EBUSY) {
 			return fmt.Errorf("mount %s: %w", m.target, err)
 		}
 	}
@@ -360,9 +361,9 @@ func (s *Stage) processes() (out []string) {
 }
 
 func (s *Stage) ShowLogs() {
-	for _, name := range []string{"agent", "controller"} {
+	for _, name := range []string{"node", "internet", "agent", "controller"} {
 		b, err := os.ReadFile(s.Path(name + ".log"))
-		if err == nil {
+		if err == nil && len(b) > 0 {
 			fmt.Fprintf(os.Stderr, "--- end of %s.log\n%s", name, b[max(0, len(b)-6000):])
 		}
 	}
@@ -377,9 +378,9 @@ func run(args ...string) error {
 }
 
 // Eventually polls until check succeeds or the time is over; then its last
-// error counts.
+// error counts. On a slow machine the time is longer: see Slow.
 func Eventually(most time.Duration, check func() error) error {
-	end := time.Now().Add(most)
+	end := time.Now().Add(Slow(most))
 	for {
 		err := check()
 		if err == nil || time.Now().After(end) {
@@ -387,15 +388,4 @@ func Eventually(most time.Duration, check func() error) error {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-}
-
-// UnifiedCgroup is a file of a slot's cgroup in the v2 hierarchy.
-func (s *Stage) UnifiedCgroup(slot, file string) string {
-	for _, mount := range []string{"/sys/fs/cgroup/unified", "/sys/fs/cgroup"} {
-		path := filepath.Join(mount, s.instance, slot, file)
-		if _, err := os.Stat(path); err == nil {
-			return path
-		}
-	}
-	return filepath.Join("/sys/fs/cgroup", s.instance, slot, file)
 }

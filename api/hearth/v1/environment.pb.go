@@ -1273,6 +1273,118 @@ func (x *TokenResponse) GetAccess() *Access {
 	return nil
 }
 
+type UpgradeRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	Environment    string                 `protobuf:"bytes,2,opt,name=environment,proto3" json:"environment,omitempty"`
+	Keep           Keep                   `protobuf:"varint,3,opt,name=keep,proto3,enum=hearth.v1.Keep" json:"keep,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *UpgradeRequest) Reset() {
+	*x = UpgradeRequest{}
+	mi := &file_hearth_v1_environment_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpgradeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpgradeRequest) ProtoMessage() {}
+
+func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_environment_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
+func (*UpgradeRequest) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_environment_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *UpgradeRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *UpgradeRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *UpgradeRequest) GetKeep() Keep {
+	if x != nil {
+		return x.Keep
+	}
+	return Keep_KEEP_UNSPECIFIED
+}
+
+type UpgradeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Environment   *Environment           `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	Snapshot      *Snapshot              `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"` // its files before
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpgradeResponse) Reset() {
+	*x = UpgradeResponse{}
+	mi := &file_hearth_v1_environment_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpgradeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpgradeResponse) ProtoMessage() {}
+
+func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_environment_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
+func (*UpgradeResponse) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_environment_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *UpgradeResponse) GetEnvironment() *Environment {
+	if x != nil {
+		return x.Environment
+	}
+	return nil
+}
+
+func (x *UpgradeResponse) GetSnapshot() *Snapshot {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
 var File_hearth_v1_environment_proto protoreflect.FileDescriptor
 
 const file_hearth_v1_environment_proto_rawDesc = "" +
@@ -1351,7 +1463,14 @@ const file_hearth_v1_environment_proto_rawDesc = "" +
 	"\fTokenRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\":\n" +
 	"\rTokenResponse\x12)\n" +
-	"\x06access\x18\x01 \x01(\v2\x11.hearth.v1.AccessR\x06access2\x88\x06\n" +
+	"\x06access\x18\x01 \x01(\v2\x11.hearth.v1.AccessR\x06access\"\x80\x01\n" +
+	"\x0eUpgradeRequest\x12'\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12 \n" +
+	"\venvironment\x18\x02 \x01(\tR\venvironment\x12#\n" +
+	"\x04keep\x18\x03 \x01(\x0e2\x0f.hearth.v1.KeepR\x04keep\"|\n" +
+	"\x0fUpgradeResponse\x128\n" +
+	"\venvironment\x18\x01 \x01(\v2\x16.hearth.v1.EnvironmentR\venvironment\x12/\n" +
+	"\bsnapshot\x18\x02 \x01(\v2\x13.hearth.v1.SnapshotR\bsnapshot2\xca\x06\n" +
 	"\x12EnvironmentService\x12:\n" +
 	"\x05Claim\x12\x17.hearth.v1.ClaimRequest\x1a\x18.hearth.v1.ClaimResponse\x124\n" +
 	"\x03Get\x12\x15.hearth.v1.GetRequest\x1a\x16.hearth.v1.GetResponse\x127\n" +
@@ -1364,7 +1483,8 @@ const file_hearth_v1_environment_proto_rawDesc = "" +
 	"\x04Fork\x12\x16.hearth.v1.ForkRequest\x1a\x17.hearth.v1.ForkResponse\x12@\n" +
 	"\aRelease\x12\x19.hearth.v1.ReleaseRequest\x1a\x1a.hearth.v1.ReleaseResponse\x12=\n" +
 	"\x06Extend\x12\x18.hearth.v1.ExtendRequest\x1a\x19.hearth.v1.ExtendResponse\x12:\n" +
-	"\x05Token\x12\x17.hearth.v1.TokenRequest\x1a\x18.hearth.v1.TokenResponseB\x1fZ\x1dhearth/api/hearth/v1;hearthv1b\x06proto3"
+	"\x05Token\x12\x17.hearth.v1.TokenRequest\x1a\x18.hearth.v1.TokenResponse\x12@\n" +
+	"\aUpgrade\x12\x19.hearth.v1.UpgradeRequest\x1a\x1a.hearth.v1.UpgradeResponseB\x1fZ\x1dhearth/api/hearth/v1;hearthv1b\x06proto3"
 
 var (
 	file_hearth_v1_environment_proto_rawDescOnce sync.Once
@@ -1378,7 +1498,7 @@ func file_hearth_v1_environment_proto_rawDescGZIP() []byte {
 	return file_hearth_v1_environment_proto_rawDescData
 }
 
-var file_hearth_v1_environment_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_hearth_v1_environment_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_hearth_v1_environment_proto_goTypes = []any{
 	(*ClaimRequest)(nil),          // 0: hearth.v1.ClaimRequest
 	(*ClaimResponse)(nil),         // 1: hearth.v1.ClaimResponse
@@ -1404,65 +1524,73 @@ var file_hearth_v1_environment_proto_goTypes = []any{
 	(*ExtendResponse)(nil),        // 21: hearth.v1.ExtendResponse
 	(*TokenRequest)(nil),          // 22: hearth.v1.TokenRequest
 	(*TokenResponse)(nil),         // 23: hearth.v1.TokenResponse
-	nil,                           // 24: hearth.v1.ForkRequest.VariablesEntry
-	(*ClaimSpec)(nil),             // 25: hearth.v1.ClaimSpec
-	(*Environment)(nil),           // 26: hearth.v1.Environment
-	(*Access)(nil),                // 27: hearth.v1.Access
-	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
-	(*Resources)(nil),             // 29: hearth.v1.Resources
-	(*Snapshot)(nil),              // 30: hearth.v1.Snapshot
-	(*timestamppb.Timestamp)(nil), // 31: google.protobuf.Timestamp
+	(*UpgradeRequest)(nil),        // 24: hearth.v1.UpgradeRequest
+	(*UpgradeResponse)(nil),       // 25: hearth.v1.UpgradeResponse
+	nil,                           // 26: hearth.v1.ForkRequest.VariablesEntry
+	(*ClaimSpec)(nil),             // 27: hearth.v1.ClaimSpec
+	(*Environment)(nil),           // 28: hearth.v1.Environment
+	(*Access)(nil),                // 29: hearth.v1.Access
+	(*durationpb.Duration)(nil),   // 30: google.protobuf.Duration
+	(*Resources)(nil),             // 31: hearth.v1.Resources
+	(*Snapshot)(nil),              // 32: hearth.v1.Snapshot
+	(*timestamppb.Timestamp)(nil), // 33: google.protobuf.Timestamp
+	(Keep)(0),                     // 34: hearth.v1.Keep
 }
 var file_hearth_v1_environment_proto_depIdxs = []int32{
-	25, // 0: hearth.v1.ClaimRequest.spec:type_name -> hearth.v1.ClaimSpec
-	26, // 1: hearth.v1.ClaimResponse.environment:type_name -> hearth.v1.Environment
-	27, // 2: hearth.v1.ClaimResponse.access:type_name -> hearth.v1.Access
-	28, // 3: hearth.v1.ClaimResponse.took:type_name -> google.protobuf.Duration
-	26, // 4: hearth.v1.GetResponse.environment:type_name -> hearth.v1.Environment
-	26, // 5: hearth.v1.ListResponse.environments:type_name -> hearth.v1.Environment
-	26, // 6: hearth.v1.PauseResponse.environment:type_name -> hearth.v1.Environment
-	26, // 7: hearth.v1.ResumeResponse.environment:type_name -> hearth.v1.Environment
-	29, // 8: hearth.v1.ResizeRequest.resources:type_name -> hearth.v1.Resources
-	26, // 9: hearth.v1.ResizeResponse.environment:type_name -> hearth.v1.Environment
-	30, // 10: hearth.v1.SnapshotResponse.snapshot:type_name -> hearth.v1.Snapshot
-	30, // 11: hearth.v1.ListSnapshotsResponse.snapshots:type_name -> hearth.v1.Snapshot
-	24, // 12: hearth.v1.ForkRequest.variables:type_name -> hearth.v1.ForkRequest.VariablesEntry
-	30, // 13: hearth.v1.ForkResponse.snapshot:type_name -> hearth.v1.Snapshot
+	27, // 0: hearth.v1.ClaimRequest.spec:type_name -> hearth.v1.ClaimSpec
+	28, // 1: hearth.v1.ClaimResponse.environment:type_name -> hearth.v1.Environment
+	29, // 2: hearth.v1.ClaimResponse.access:type_name -> hearth.v1.Access
+	30, // 3: hearth.v1.ClaimResponse.took:type_name -> google.protobuf.Duration
+	28, // 4: hearth.v1.GetResponse.environment:type_name -> hearth.v1.Environment
+	28, // 5: hearth.v1.ListResponse.environments:type_name -> hearth.v1.Environment
+	28, // 6: hearth.v1.PauseResponse.environment:type_name -> hearth.v1.Environment
+	28, // 7: hearth.v1.ResumeResponse.environment:type_name -> hearth.v1.Environment
+	31, // 8: hearth.v1.ResizeRequest.resources:type_name -> hearth.v1.Resources
+	28, // 9: hearth.v1.ResizeResponse.environment:type_name -> hearth.v1.Environment
+	32, // 10: hearth.v1.SnapshotResponse.snapshot:type_name -> hearth.v1.Snapshot
+	32, // 11: hearth.v1.ListSnapshotsResponse.snapshots:type_name -> hearth.v1.Snapshot
+	26, // 12: hearth.v1.ForkRequest.variables:type_name -> hearth.v1.ForkRequest.VariablesEntry
+	32, // 13: hearth.v1.ForkResponse.snapshot:type_name -> hearth.v1.Snapshot
 	1,  // 14: hearth.v1.ForkResponse.children:type_name -> hearth.v1.ClaimResponse
-	30, // 15: hearth.v1.ReleaseResponse.snapshot:type_name -> hearth.v1.Snapshot
-	28, // 16: hearth.v1.ExtendRequest.duration:type_name -> google.protobuf.Duration
-	31, // 17: hearth.v1.ExtendRequest.expires_at:type_name -> google.protobuf.Timestamp
-	26, // 18: hearth.v1.ExtendResponse.environment:type_name -> hearth.v1.Environment
-	27, // 19: hearth.v1.TokenResponse.access:type_name -> hearth.v1.Access
-	0,  // 20: hearth.v1.EnvironmentService.Claim:input_type -> hearth.v1.ClaimRequest
-	2,  // 21: hearth.v1.EnvironmentService.Get:input_type -> hearth.v1.GetRequest
-	4,  // 22: hearth.v1.EnvironmentService.List:input_type -> hearth.v1.ListRequest
-	6,  // 23: hearth.v1.EnvironmentService.Pause:input_type -> hearth.v1.PauseRequest
-	8,  // 24: hearth.v1.EnvironmentService.Resume:input_type -> hearth.v1.ResumeRequest
-	10, // 25: hearth.v1.EnvironmentService.Resize:input_type -> hearth.v1.ResizeRequest
-	12, // 26: hearth.v1.EnvironmentService.Snapshot:input_type -> hearth.v1.SnapshotRequest
-	14, // 27: hearth.v1.EnvironmentService.ListSnapshots:input_type -> hearth.v1.ListSnapshotsRequest
-	16, // 28: hearth.v1.EnvironmentService.Fork:input_type -> hearth.v1.ForkRequest
-	18, // 29: hearth.v1.EnvironmentService.Release:input_type -> hearth.v1.ReleaseRequest
-	20, // 30: hearth.v1.EnvironmentService.Extend:input_type -> hearth.v1.ExtendRequest
-	22, // 31: hearth.v1.EnvironmentService.Token:input_type -> hearth.v1.TokenRequest
-	1,  // 32: hearth.v1.EnvironmentService.Claim:output_type -> hearth.v1.ClaimResponse
-	3,  // 33: hearth.v1.EnvironmentService.Get:output_type -> hearth.v1.GetResponse
-	5,  // 34: hearth.v1.EnvironmentService.List:output_type -> hearth.v1.ListResponse
-	7,  // 35: hearth.v1.EnvironmentService.Pause:output_type -> hearth.v1.PauseResponse
-	9,  // 36: hearth.v1.EnvironmentService.Resume:output_type -> hearth.v1.ResumeResponse
-	11, // 37: hearth.v1.EnvironmentService.Resize:output_type -> hearth.v1.ResizeResponse
-	13, // 38: hearth.v1.EnvironmentService.Snapshot:output_type -> hearth.v1.SnapshotResponse
-	15, // 39: hearth.v1.EnvironmentService.ListSnapshots:output_type -> hearth.v1.ListSnapshotsResponse
-	17, // 40: hearth.v1.EnvironmentService.Fork:output_type -> hearth.v1.ForkResponse
-	19, // 41: hearth.v1.EnvironmentService.Release:output_type -> hearth.v1.ReleaseResponse
-	21, // 42: hearth.v1.EnvironmentService.Extend:output_type -> hearth.v1.ExtendResponse
-	23, // 43: hearth.v1.EnvironmentService.Token:output_type -> hearth.v1.TokenResponse
-	32, // [32:44] is the sub-list for method output_type
-	20, // [20:32] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	32, // 15: hearth.v1.ReleaseResponse.snapshot:type_name -> hearth.v1.Snapshot
+	30, // 16: hearth.v1.ExtendRequest.duration:type_name -> google.protobuf.Duration
+	33, // 17: hearth.v1.ExtendRequest.expires_at:type_name -> google.protobuf.Timestamp
+	28, // 18: hearth.v1.ExtendResponse.environment:type_name -> hearth.v1.Environment
+	29, // 19: hearth.v1.TokenResponse.access:type_name -> hearth.v1.Access
+	34, // 20: hearth.v1.UpgradeRequest.keep:type_name -> hearth.v1.Keep
+	28, // 21: hearth.v1.UpgradeResponse.environment:type_name -> hearth.v1.Environment
+	32, // 22: hearth.v1.UpgradeResponse.snapshot:type_name -> hearth.v1.Snapshot
+	0,  // 23: hearth.v1.EnvironmentService.Claim:input_type -> hearth.v1.ClaimRequest
+	2,  // 24: hearth.v1.EnvironmentService.Get:input_type -> hearth.v1.GetRequest
+	4,  // 25: hearth.v1.EnvironmentService.List:input_type -> hearth.v1.ListRequest
+	6,  // 26: hearth.v1.EnvironmentService.Pause:input_type -> hearth.v1.PauseRequest
+	8,  // 27: hearth.v1.EnvironmentService.Resume:input_type -> hearth.v1.ResumeRequest
+	10, // 28: hearth.v1.EnvironmentService.Resize:input_type -> hearth.v1.ResizeRequest
+	12, // 29: hearth.v1.EnvironmentService.Snapshot:input_type -> hearth.v1.SnapshotRequest
+	14, // 30: hearth.v1.EnvironmentService.ListSnapshots:input_type -> hearth.v1.ListSnapshotsRequest
+	16, // 31: hearth.v1.EnvironmentService.Fork:input_type -> hearth.v1.ForkRequest
+	18, // 32: hearth.v1.EnvironmentService.Release:input_type -> hearth.v1.ReleaseRequest
+	20, // 33: hearth.v1.EnvironmentService.Extend:input_type -> hearth.v1.ExtendRequest
+	22, // 34: hearth.v1.EnvironmentService.Token:input_type -> hearth.v1.TokenRequest
+	24, // 35: hearth.v1.EnvironmentService.Upgrade:input_type -> hearth.v1.UpgradeRequest
+	1,  // 36: hearth.v1.EnvironmentService.Claim:output_type -> hearth.v1.ClaimResponse
+	3,  // 37: hearth.v1.EnvironmentService.Get:output_type -> hearth.v1.GetResponse
+	5,  // 38: hearth.v1.EnvironmentService.List:output_type -> hearth.v1.ListResponse
+	7,  // 39: hearth.v1.EnvironmentService.Pause:output_type -> hearth.v1.PauseResponse
+	9,  // 40: hearth.v1.EnvironmentService.Resume:output_type -> hearth.v1.ResumeResponse
+	11, // 41: hearth.v1.EnvironmentService.Resize:output_type -> hearth.v1.ResizeResponse
+	13, // 42: hearth.v1.EnvironmentService.Snapshot:output_type -> hearth.v1.SnapshotResponse
+	15, // 43: hearth.v1.EnvironmentService.ListSnapshots:output_type -> hearth.v1.ListSnapshotsResponse
+	17, // 44: hearth.v1.EnvironmentService.Fork:output_type -> hearth.v1.ForkResponse
+	19, // 45: hearth.v1.EnvironmentService.Release:output_type -> hearth.v1.ReleaseResponse
+	21, // 46: hearth.v1.EnvironmentService.Extend:output_type -> hearth.v1.ExtendResponse
+	23, // 47: hearth.v1.EnvironmentService.Token:output_type -> hearth.v1.TokenResponse
+	25, // 48: hearth.v1.EnvironmentService.Upgrade:output_type -> hearth.v1.UpgradeResponse
+	36, // [36:49] is the sub-list for method output_type
+	23, // [23:36] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_hearth_v1_environment_proto_init() }
@@ -1481,7 +1609,7 @@ func file_hearth_v1_environment_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hearth_v1_environment_proto_rawDesc), len(file_hearth_v1_environment_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1449,6 +1449,118 @@ func (x *NodeExtendResponse) GetEnvironment() *Environment {
 	return nil
 }
 
+type NodeUpgradeRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	Environment    string                 `protobuf:"bytes,2,opt,name=environment,proto3" json:"environment,omitempty"`
+	Keep           Keep                   `protobuf:"varint,3,opt,name=keep,proto3,enum=hearth.v1.Keep" json:"keep,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *NodeUpgradeRequest) Reset() {
+	*x = NodeUpgradeRequest{}
+	mi := &file_hearth_v1_node_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeUpgradeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeUpgradeRequest) ProtoMessage() {}
+
+func (x *NodeUpgradeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_node_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeUpgradeRequest.ProtoReflect.Descriptor instead.
+func (*NodeUpgradeRequest) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *NodeUpgradeRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *NodeUpgradeRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *NodeUpgradeRequest) GetKeep() Keep {
+	if x != nil {
+		return x.Keep
+	}
+	return Keep_KEEP_UNSPECIFIED
+}
+
+type NodeUpgradeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Environment   *Environment           `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	Snapshot      *Snapshot              `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"` // its files before
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeUpgradeResponse) Reset() {
+	*x = NodeUpgradeResponse{}
+	mi := &file_hearth_v1_node_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeUpgradeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeUpgradeResponse) ProtoMessage() {}
+
+func (x *NodeUpgradeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_node_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeUpgradeResponse.ProtoReflect.Descriptor instead.
+func (*NodeUpgradeResponse) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *NodeUpgradeResponse) GetEnvironment() *Environment {
+	if x != nil {
+		return x.Environment
+	}
+	return nil
+}
+
+func (x *NodeUpgradeResponse) GetSnapshot() *Snapshot {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
 type NodeTokenRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Environment   string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
@@ -1458,7 +1570,7 @@ type NodeTokenRequest struct {
 
 func (x *NodeTokenRequest) Reset() {
 	*x = NodeTokenRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[25]
+	mi := &file_hearth_v1_node_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1470,7 +1582,7 @@ func (x *NodeTokenRequest) String() string {
 func (*NodeTokenRequest) ProtoMessage() {}
 
 func (x *NodeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[25]
+	mi := &file_hearth_v1_node_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1483,7 +1595,7 @@ func (x *NodeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeTokenRequest.ProtoReflect.Descriptor instead.
 func (*NodeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{25}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *NodeTokenRequest) GetEnvironment() string {
@@ -1502,7 +1614,7 @@ type NodeTokenResponse struct {
 
 func (x *NodeTokenResponse) Reset() {
 	*x = NodeTokenResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[26]
+	mi := &file_hearth_v1_node_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1514,7 +1626,7 @@ func (x *NodeTokenResponse) String() string {
 func (*NodeTokenResponse) ProtoMessage() {}
 
 func (x *NodeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[26]
+	mi := &file_hearth_v1_node_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1527,7 +1639,7 @@ func (x *NodeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeTokenResponse.ProtoReflect.Descriptor instead.
 func (*NodeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{26}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *NodeTokenResponse) GetAccess() *Access {
@@ -1556,7 +1668,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_hearth_v1_node_proto_msgTypes[27]
+	mi := &file_hearth_v1_node_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1568,7 +1680,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[27]
+	mi := &file_hearth_v1_node_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1581,7 +1693,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{27}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Pool) GetClass() string {
@@ -1669,7 +1781,7 @@ type InventoryRequest struct {
 
 func (x *InventoryRequest) Reset() {
 	*x = InventoryRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[28]
+	mi := &file_hearth_v1_node_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1681,7 +1793,7 @@ func (x *InventoryRequest) String() string {
 func (*InventoryRequest) ProtoMessage() {}
 
 func (x *InventoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[28]
+	mi := &file_hearth_v1_node_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1694,7 +1806,7 @@ func (x *InventoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryRequest.ProtoReflect.Descriptor instead.
 func (*InventoryRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{28}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{30}
 }
 
 type InventoryResponse struct {
@@ -1713,7 +1825,7 @@ type InventoryResponse struct {
 
 func (x *InventoryResponse) Reset() {
 	*x = InventoryResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[29]
+	mi := &file_hearth_v1_node_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1725,7 +1837,7 @@ func (x *InventoryResponse) String() string {
 func (*InventoryResponse) ProtoMessage() {}
 
 func (x *InventoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[29]
+	mi := &file_hearth_v1_node_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1738,7 +1850,7 @@ func (x *InventoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryResponse.ProtoReflect.Descriptor instead.
 func (*InventoryResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{29}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *InventoryResponse) GetNode() string {
@@ -1812,7 +1924,7 @@ type Room struct {
 
 func (x *Room) Reset() {
 	*x = Room{}
-	mi := &file_hearth_v1_node_proto_msgTypes[30]
+	mi := &file_hearth_v1_node_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1824,7 +1936,7 @@ func (x *Room) String() string {
 func (*Room) ProtoMessage() {}
 
 func (x *Room) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[30]
+	mi := &file_hearth_v1_node_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1837,7 +1949,7 @@ func (x *Room) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Room.ProtoReflect.Descriptor instead.
 func (*Room) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{30}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Room) GetSlotsMax() uint32 {
@@ -1895,7 +2007,7 @@ type SetClassesRequest struct {
 
 func (x *SetClassesRequest) Reset() {
 	*x = SetClassesRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[31]
+	mi := &file_hearth_v1_node_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1907,7 +2019,7 @@ func (x *SetClassesRequest) String() string {
 func (*SetClassesRequest) ProtoMessage() {}
 
 func (x *SetClassesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[31]
+	mi := &file_hearth_v1_node_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1920,7 +2032,7 @@ func (x *SetClassesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetClassesRequest.ProtoReflect.Descriptor instead.
 func (*SetClassesRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{31}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SetClassesRequest) GetRevision() string {
@@ -1945,7 +2057,7 @@ type SetClassesResponse struct {
 
 func (x *SetClassesResponse) Reset() {
 	*x = SetClassesResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[32]
+	mi := &file_hearth_v1_node_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1957,7 +2069,7 @@ func (x *SetClassesResponse) String() string {
 func (*SetClassesResponse) ProtoMessage() {}
 
 func (x *SetClassesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[32]
+	mi := &file_hearth_v1_node_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1970,7 +2082,7 @@ func (x *SetClassesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetClassesResponse.ProtoReflect.Descriptor instead.
 func (*SetClassesResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{32}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{34}
 }
 
 type SetBudgetRequest struct {
@@ -1983,7 +2095,7 @@ type SetBudgetRequest struct {
 
 func (x *SetBudgetRequest) Reset() {
 	*x = SetBudgetRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[33]
+	mi := &file_hearth_v1_node_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1995,7 +2107,7 @@ func (x *SetBudgetRequest) String() string {
 func (*SetBudgetRequest) ProtoMessage() {}
 
 func (x *SetBudgetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[33]
+	mi := &file_hearth_v1_node_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2008,7 +2120,7 @@ func (x *SetBudgetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBudgetRequest.ProtoReflect.Descriptor instead.
 func (*SetBudgetRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{33}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SetBudgetRequest) GetMemoryBytes() uint64 {
@@ -2033,7 +2145,7 @@ type SetBudgetResponse struct {
 
 func (x *SetBudgetResponse) Reset() {
 	*x = SetBudgetResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[34]
+	mi := &file_hearth_v1_node_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2045,7 +2157,7 @@ func (x *SetBudgetResponse) String() string {
 func (*SetBudgetResponse) ProtoMessage() {}
 
 func (x *SetBudgetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[34]
+	mi := &file_hearth_v1_node_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2058,7 +2170,7 @@ func (x *SetBudgetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBudgetResponse.ProtoReflect.Descriptor instead.
 func (*SetBudgetResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{34}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{36}
 }
 
 type FetchSnapshotRequest struct {
@@ -2070,7 +2182,7 @@ type FetchSnapshotRequest struct {
 
 func (x *FetchSnapshotRequest) Reset() {
 	*x = FetchSnapshotRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[35]
+	mi := &file_hearth_v1_node_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2082,7 +2194,7 @@ func (x *FetchSnapshotRequest) String() string {
 func (*FetchSnapshotRequest) ProtoMessage() {}
 
 func (x *FetchSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[35]
+	mi := &file_hearth_v1_node_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2095,7 +2207,7 @@ func (x *FetchSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*FetchSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{35}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *FetchSnapshotRequest) GetSnapshot() string {
@@ -2114,7 +2226,7 @@ type FetchSnapshotResponse struct {
 
 func (x *FetchSnapshotResponse) Reset() {
 	*x = FetchSnapshotResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[36]
+	mi := &file_hearth_v1_node_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2126,7 +2238,7 @@ func (x *FetchSnapshotResponse) String() string {
 func (*FetchSnapshotResponse) ProtoMessage() {}
 
 func (x *FetchSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[36]
+	mi := &file_hearth_v1_node_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2139,7 +2251,7 @@ func (x *FetchSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*FetchSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{36}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *FetchSnapshotResponse) GetData() []byte {
@@ -2160,7 +2272,7 @@ type HandOverRequest struct {
 
 func (x *HandOverRequest) Reset() {
 	*x = HandOverRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[37]
+	mi := &file_hearth_v1_node_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2172,7 +2284,7 @@ func (x *HandOverRequest) String() string {
 func (*HandOverRequest) ProtoMessage() {}
 
 func (x *HandOverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[37]
+	mi := &file_hearth_v1_node_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2185,7 +2297,7 @@ func (x *HandOverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HandOverRequest.ProtoReflect.Descriptor instead.
 func (*HandOverRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{37}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *HandOverRequest) GetServing() bool {
@@ -2203,7 +2315,7 @@ type HandOverResponse struct {
 
 func (x *HandOverResponse) Reset() {
 	*x = HandOverResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[38]
+	mi := &file_hearth_v1_node_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2215,7 +2327,7 @@ func (x *HandOverResponse) String() string {
 func (*HandOverResponse) ProtoMessage() {}
 
 func (x *HandOverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[38]
+	mi := &file_hearth_v1_node_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2228,7 +2340,7 @@ func (x *HandOverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HandOverResponse.ProtoReflect.Descriptor instead.
 func (*HandOverResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{38}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{40}
 }
 
 type InspectRequest struct {
@@ -2240,7 +2352,7 @@ type InspectRequest struct {
 
 func (x *InspectRequest) Reset() {
 	*x = InspectRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[39]
+	mi := &file_hearth_v1_node_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2252,7 +2364,7 @@ func (x *InspectRequest) String() string {
 func (*InspectRequest) ProtoMessage() {}
 
 func (x *InspectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[39]
+	mi := &file_hearth_v1_node_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2265,7 +2377,7 @@ func (x *InspectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectRequest.ProtoReflect.Descriptor instead.
 func (*InspectRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{39}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *InspectRequest) GetName() string {
@@ -2285,7 +2397,7 @@ type InspectResponse struct {
 
 func (x *InspectResponse) Reset() {
 	*x = InspectResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[40]
+	mi := &file_hearth_v1_node_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2297,7 +2409,7 @@ func (x *InspectResponse) String() string {
 func (*InspectResponse) ProtoMessage() {}
 
 func (x *InspectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[40]
+	mi := &file_hearth_v1_node_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2310,7 +2422,7 @@ func (x *InspectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectResponse.ProtoReflect.Descriptor instead.
 func (*InspectResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{40}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *InspectResponse) GetJson() []byte {
@@ -2329,7 +2441,7 @@ type FlowsRequest struct {
 
 func (x *FlowsRequest) Reset() {
 	*x = FlowsRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[41]
+	mi := &file_hearth_v1_node_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2341,7 +2453,7 @@ func (x *FlowsRequest) String() string {
 func (*FlowsRequest) ProtoMessage() {}
 
 func (x *FlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[41]
+	mi := &file_hearth_v1_node_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2354,7 +2466,7 @@ func (x *FlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowsRequest.ProtoReflect.Descriptor instead.
 func (*FlowsRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{41}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *FlowsRequest) GetEnvironment() string {
@@ -2376,7 +2488,7 @@ type FlowsResponse struct {
 
 func (x *FlowsResponse) Reset() {
 	*x = FlowsResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[42]
+	mi := &file_hearth_v1_node_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2388,7 +2500,7 @@ func (x *FlowsResponse) String() string {
 func (*FlowsResponse) ProtoMessage() {}
 
 func (x *FlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[42]
+	mi := &file_hearth_v1_node_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2401,7 +2513,7 @@ func (x *FlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowsResponse.ProtoReflect.Descriptor instead.
 func (*FlowsResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{42}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *FlowsResponse) GetFlows() []*Flow {
@@ -2449,7 +2561,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_hearth_v1_node_proto_msgTypes[43]
+	mi := &file_hearth_v1_node_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2461,7 +2573,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[43]
+	mi := &file_hearth_v1_node_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2474,7 +2586,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{43}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Flow) GetProtocol() string {
@@ -2550,7 +2662,7 @@ type UnsafeOpenIslandRequest struct {
 
 func (x *UnsafeOpenIslandRequest) Reset() {
 	*x = UnsafeOpenIslandRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[44]
+	mi := &file_hearth_v1_node_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2562,7 +2674,7 @@ func (x *UnsafeOpenIslandRequest) String() string {
 func (*UnsafeOpenIslandRequest) ProtoMessage() {}
 
 func (x *UnsafeOpenIslandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[44]
+	mi := &file_hearth_v1_node_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2575,7 +2687,7 @@ func (x *UnsafeOpenIslandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsafeOpenIslandRequest.ProtoReflect.Descriptor instead.
 func (*UnsafeOpenIslandRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{44}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *UnsafeOpenIslandRequest) GetEnvironment() string {
@@ -2600,7 +2712,7 @@ type UnsafeOpenIslandResponse struct {
 
 func (x *UnsafeOpenIslandResponse) Reset() {
 	*x = UnsafeOpenIslandResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[45]
+	mi := &file_hearth_v1_node_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2612,7 +2724,7 @@ func (x *UnsafeOpenIslandResponse) String() string {
 func (*UnsafeOpenIslandResponse) ProtoMessage() {}
 
 func (x *UnsafeOpenIslandResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[45]
+	mi := &file_hearth_v1_node_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2625,7 +2737,7 @@ func (x *UnsafeOpenIslandResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsafeOpenIslandResponse.ProtoReflect.Descriptor instead.
 func (*UnsafeOpenIslandResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{45}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{47}
 }
 
 type DetectionsRequest struct {
@@ -2638,7 +2750,7 @@ type DetectionsRequest struct {
 
 func (x *DetectionsRequest) Reset() {
 	*x = DetectionsRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[46]
+	mi := &file_hearth_v1_node_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2650,7 +2762,7 @@ func (x *DetectionsRequest) String() string {
 func (*DetectionsRequest) ProtoMessage() {}
 
 func (x *DetectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[46]
+	mi := &file_hearth_v1_node_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2663,7 +2775,7 @@ func (x *DetectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetectionsRequest.ProtoReflect.Descriptor instead.
 func (*DetectionsRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{46}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DetectionsRequest) GetFollow() bool {
@@ -2689,7 +2801,7 @@ type DetectionsResponse struct {
 
 func (x *DetectionsResponse) Reset() {
 	*x = DetectionsResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[47]
+	mi := &file_hearth_v1_node_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2701,7 +2813,7 @@ func (x *DetectionsResponse) String() string {
 func (*DetectionsResponse) ProtoMessage() {}
 
 func (x *DetectionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[47]
+	mi := &file_hearth_v1_node_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2714,7 +2826,7 @@ func (x *DetectionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetectionsResponse.ProtoReflect.Descriptor instead.
 func (*DetectionsResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{47}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DetectionsResponse) GetDetection() *Detection {
@@ -2732,7 +2844,7 @@ type ClaimProfileRequest struct {
 
 func (x *ClaimProfileRequest) Reset() {
 	*x = ClaimProfileRequest{}
-	mi := &file_hearth_v1_node_proto_msgTypes[48]
+	mi := &file_hearth_v1_node_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2744,7 +2856,7 @@ func (x *ClaimProfileRequest) String() string {
 func (*ClaimProfileRequest) ProtoMessage() {}
 
 func (x *ClaimProfileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[48]
+	mi := &file_hearth_v1_node_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2757,7 +2869,7 @@ func (x *ClaimProfileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimProfileRequest.ProtoReflect.Descriptor instead.
 func (*ClaimProfileRequest) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{48}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{50}
 }
 
 type ClaimProfileResponse struct {
@@ -2769,7 +2881,7 @@ type ClaimProfileResponse struct {
 
 func (x *ClaimProfileResponse) Reset() {
 	*x = ClaimProfileResponse{}
-	mi := &file_hearth_v1_node_proto_msgTypes[49]
+	mi := &file_hearth_v1_node_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2781,7 +2893,7 @@ func (x *ClaimProfileResponse) String() string {
 func (*ClaimProfileResponse) ProtoMessage() {}
 
 func (x *ClaimProfileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[49]
+	mi := &file_hearth_v1_node_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2794,7 +2906,7 @@ func (x *ClaimProfileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimProfileResponse.ProtoReflect.Descriptor instead.
 func (*ClaimProfileResponse) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{49}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ClaimProfileResponse) GetPhases() []*PhaseProfile {
@@ -2819,7 +2931,7 @@ type PhaseProfile struct {
 
 func (x *PhaseProfile) Reset() {
 	*x = PhaseProfile{}
-	mi := &file_hearth_v1_node_proto_msgTypes[50]
+	mi := &file_hearth_v1_node_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2831,7 +2943,7 @@ func (x *PhaseProfile) String() string {
 func (*PhaseProfile) ProtoMessage() {}
 
 func (x *PhaseProfile) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_node_proto_msgTypes[50]
+	mi := &file_hearth_v1_node_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2844,7 +2956,7 @@ func (x *PhaseProfile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PhaseProfile.ProtoReflect.Descriptor instead.
 func (*PhaseProfile) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_node_proto_rawDescGZIP(), []int{50}
+	return file_hearth_v1_node_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *PhaseProfile) GetName() string {
@@ -2984,7 +3096,14 @@ const file_hearth_v1_node_proto_rawDesc = "" +
 	"timeToLiveB\x05\n" +
 	"\x03end\"N\n" +
 	"\x12NodeExtendResponse\x128\n" +
-	"\venvironment\x18\x01 \x01(\v2\x16.hearth.v1.EnvironmentR\venvironment\"4\n" +
+	"\venvironment\x18\x01 \x01(\v2\x16.hearth.v1.EnvironmentR\venvironment\"\x84\x01\n" +
+	"\x12NodeUpgradeRequest\x12'\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12 \n" +
+	"\venvironment\x18\x02 \x01(\tR\venvironment\x12#\n" +
+	"\x04keep\x18\x03 \x01(\x0e2\x0f.hearth.v1.KeepR\x04keep\"\x80\x01\n" +
+	"\x13NodeUpgradeResponse\x128\n" +
+	"\venvironment\x18\x01 \x01(\v2\x16.hearth.v1.EnvironmentR\venvironment\x12/\n" +
+	"\bsnapshot\x18\x02 \x01(\v2\x13.hearth.v1.SnapshotR\bsnapshot\"4\n" +
 	"\x10NodeTokenRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\">\n" +
 	"\x11NodeTokenResponse\x12)\n" +
@@ -3083,7 +3202,7 @@ const file_hearth_v1_node_proto_rawDesc = "" +
 	"\x03p50\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03p50\x12+\n" +
 	"\x03p90\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03p90\x12+\n" +
 	"\x03p99\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x03p99\x12+\n" +
-	"\x03max\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x03max2\xd0\f\n" +
+	"\x03max\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x03max2\x9a\r\n" +
 	"\vNodeService\x12B\n" +
 	"\x05Claim\x12\x1b.hearth.v1.NodeClaimRequest\x1a\x1c.hearth.v1.NodeClaimResponse\x12<\n" +
 	"\x03Get\x12\x19.hearth.v1.NodeGetRequest\x1a\x1a.hearth.v1.NodeGetResponse\x12?\n" +
@@ -3096,7 +3215,8 @@ const file_hearth_v1_node_proto_rawDesc = "" +
 	"\x04Fork\x12\x1a.hearth.v1.NodeForkRequest\x1a\x1b.hearth.v1.NodeForkResponse\x12H\n" +
 	"\aRelease\x12\x1d.hearth.v1.NodeReleaseRequest\x1a\x1e.hearth.v1.NodeReleaseResponse\x12E\n" +
 	"\x06Extend\x12\x1c.hearth.v1.NodeExtendRequest\x1a\x1d.hearth.v1.NodeExtendResponse\x12B\n" +
-	"\x05Token\x12\x1b.hearth.v1.NodeTokenRequest\x1a\x1c.hearth.v1.NodeTokenResponse\x12F\n" +
+	"\x05Token\x12\x1b.hearth.v1.NodeTokenRequest\x1a\x1c.hearth.v1.NodeTokenResponse\x12H\n" +
+	"\aUpgrade\x12\x1d.hearth.v1.NodeUpgradeRequest\x1a\x1e.hearth.v1.NodeUpgradeResponse\x12F\n" +
 	"\tInventory\x12\x1b.hearth.v1.InventoryRequest\x1a\x1c.hearth.v1.InventoryResponse\x12@\n" +
 	"\aInspect\x12\x19.hearth.v1.InspectRequest\x1a\x1a.hearth.v1.InspectResponse\x12O\n" +
 	"\fClaimProfile\x12\x1e.hearth.v1.ClaimProfileRequest\x1a\x1f.hearth.v1.ClaimProfileResponse\x12:\n" +
@@ -3122,7 +3242,7 @@ func file_hearth_v1_node_proto_rawDescGZIP() []byte {
 	return file_hearth_v1_node_proto_rawDescData
 }
 
-var file_hearth_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_hearth_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
 var file_hearth_v1_node_proto_goTypes = []any{
 	(*NodeClaimRequest)(nil),          // 0: hearth.v1.NodeClaimRequest
 	(*Lifetime)(nil),                  // 1: hearth.v1.Lifetime
@@ -3149,137 +3269,145 @@ var file_hearth_v1_node_proto_goTypes = []any{
 	(*NodeReleaseResponse)(nil),       // 22: hearth.v1.NodeReleaseResponse
 	(*NodeExtendRequest)(nil),         // 23: hearth.v1.NodeExtendRequest
 	(*NodeExtendResponse)(nil),        // 24: hearth.v1.NodeExtendResponse
-	(*NodeTokenRequest)(nil),          // 25: hearth.v1.NodeTokenRequest
-	(*NodeTokenResponse)(nil),         // 26: hearth.v1.NodeTokenResponse
-	(*Pool)(nil),                      // 27: hearth.v1.Pool
-	(*InventoryRequest)(nil),          // 28: hearth.v1.InventoryRequest
-	(*InventoryResponse)(nil),         // 29: hearth.v1.InventoryResponse
-	(*Room)(nil),                      // 30: hearth.v1.Room
-	(*SetClassesRequest)(nil),         // 31: hearth.v1.SetClassesRequest
-	(*SetClassesResponse)(nil),        // 32: hearth.v1.SetClassesResponse
-	(*SetBudgetRequest)(nil),          // 33: hearth.v1.SetBudgetRequest
-	(*SetBudgetResponse)(nil),         // 34: hearth.v1.SetBudgetResponse
-	(*FetchSnapshotRequest)(nil),      // 35: hearth.v1.FetchSnapshotRequest
-	(*FetchSnapshotResponse)(nil),     // 36: hearth.v1.FetchSnapshotResponse
-	(*HandOverRequest)(nil),           // 37: hearth.v1.HandOverRequest
-	(*HandOverResponse)(nil),          // 38: hearth.v1.HandOverResponse
-	(*InspectRequest)(nil),            // 39: hearth.v1.InspectRequest
-	(*InspectResponse)(nil),           // 40: hearth.v1.InspectResponse
-	(*FlowsRequest)(nil),              // 41: hearth.v1.FlowsRequest
-	(*FlowsResponse)(nil),             // 42: hearth.v1.FlowsResponse
-	(*Flow)(nil),                      // 43: hearth.v1.Flow
-	(*UnsafeOpenIslandRequest)(nil),   // 44: hearth.v1.UnsafeOpenIslandRequest
-	(*UnsafeOpenIslandResponse)(nil),  // 45: hearth.v1.UnsafeOpenIslandResponse
-	(*DetectionsRequest)(nil),         // 46: hearth.v1.DetectionsRequest
-	(*DetectionsResponse)(nil),        // 47: hearth.v1.DetectionsResponse
-	(*ClaimProfileRequest)(nil),       // 48: hearth.v1.ClaimProfileRequest
-	(*ClaimProfileResponse)(nil),      // 49: hearth.v1.ClaimProfileResponse
-	(*PhaseProfile)(nil),              // 50: hearth.v1.PhaseProfile
-	nil,                               // 51: hearth.v1.FlowsResponse.DropsEntry
-	nil,                               // 52: hearth.v1.FlowsResponse.DropsInEntry
-	(*ClaimSpec)(nil),                 // 53: hearth.v1.ClaimSpec
-	(*durationpb.Duration)(nil),       // 54: google.protobuf.Duration
-	(*Environment)(nil),               // 55: hearth.v1.Environment
-	(*Access)(nil),                    // 56: hearth.v1.Access
-	(*Resources)(nil),                 // 57: hearth.v1.Resources
-	(*Snapshot)(nil),                  // 58: hearth.v1.Snapshot
-	(*timestamppb.Timestamp)(nil),     // 59: google.protobuf.Timestamp
-	(*Detection)(nil),                 // 60: hearth.v1.Detection
+	(*NodeUpgradeRequest)(nil),        // 25: hearth.v1.NodeUpgradeRequest
+	(*NodeUpgradeResponse)(nil),       // 26: hearth.v1.NodeUpgradeResponse
+	(*NodeTokenRequest)(nil),          // 27: hearth.v1.NodeTokenRequest
+	(*NodeTokenResponse)(nil),         // 28: hearth.v1.NodeTokenResponse
+	(*Pool)(nil),                      // 29: hearth.v1.Pool
+	(*InventoryRequest)(nil),          // 30: hearth.v1.InventoryRequest
+	(*InventoryResponse)(nil),         // 31: hearth.v1.InventoryResponse
+	(*Room)(nil),                      // 32: hearth.v1.Room
+	(*SetClassesRequest)(nil),         // 33: hearth.v1.SetClassesRequest
+	(*SetClassesResponse)(nil),        // 34: hearth.v1.SetClassesResponse
+	(*SetBudgetRequest)(nil),          // 35: hearth.v1.SetBudgetRequest
+	(*SetBudgetResponse)(nil),         // 36: hearth.v1.SetBudgetResponse
+	(*FetchSnapshotRequest)(nil),      // 37: hearth.v1.FetchSnapshotRequest
+	(*FetchSnapshotResponse)(nil),     // 38: hearth.v1.FetchSnapshotResponse
+	(*HandOverRequest)(nil),           // 39: hearth.v1.HandOverRequest
+	(*HandOverResponse)(nil),          // 40: hearth.v1.HandOverResponse
+	(*InspectRequest)(nil),            // 41: hearth.v1.InspectRequest
+	(*InspectResponse)(nil),           // 42: hearth.v1.InspectResponse
+	(*FlowsRequest)(nil),              // 43: hearth.v1.FlowsRequest
+	(*FlowsResponse)(nil),             // 44: hearth.v1.FlowsResponse
+	(*Flow)(nil),                      // 45: hearth.v1.Flow
+	(*UnsafeOpenIslandRequest)(nil),   // 46: hearth.v1.UnsafeOpenIslandRequest
+	(*UnsafeOpenIslandResponse)(nil),  // 47: hearth.v1.UnsafeOpenIslandResponse
+	(*DetectionsRequest)(nil),         // 48: hearth.v1.DetectionsRequest
+	(*DetectionsResponse)(nil),        // 49: hearth.v1.DetectionsResponse
+	(*ClaimProfileRequest)(nil),       // 50: hearth.v1.ClaimProfileRequest
+	(*ClaimProfileResponse)(nil),      // 51: hearth.v1.ClaimProfileResponse
+	(*PhaseProfile)(nil),              // 52: hearth.v1.PhaseProfile
+	nil,                               // 53: hearth.v1.FlowsResponse.DropsEntry
+	nil,                               // 54: hearth.v1.FlowsResponse.DropsInEntry
+	(*ClaimSpec)(nil),                 // 55: hearth.v1.ClaimSpec
+	(*durationpb.Duration)(nil),       // 56: google.protobuf.Duration
+	(*Environment)(nil),               // 57: hearth.v1.Environment
+	(*Access)(nil),                    // 58: hearth.v1.Access
+	(*Resources)(nil),                 // 59: hearth.v1.Resources
+	(*Snapshot)(nil),                  // 60: hearth.v1.Snapshot
+	(*timestamppb.Timestamp)(nil),     // 61: google.protobuf.Timestamp
+	(Keep)(0),                         // 62: hearth.v1.Keep
+	(*Detection)(nil),                 // 63: hearth.v1.Detection
 }
 var file_hearth_v1_node_proto_depIdxs = []int32{
-	53, // 0: hearth.v1.NodeClaimRequest.spec:type_name -> hearth.v1.ClaimSpec
+	55, // 0: hearth.v1.NodeClaimRequest.spec:type_name -> hearth.v1.ClaimSpec
 	2,  // 1: hearth.v1.NodeClaimRequest.fetch:type_name -> hearth.v1.FetchFrom
 	1,  // 2: hearth.v1.NodeClaimRequest.lifetime:type_name -> hearth.v1.Lifetime
-	54, // 3: hearth.v1.Lifetime.lived:type_name -> google.protobuf.Duration
-	54, // 4: hearth.v1.Lifetime.left:type_name -> google.protobuf.Duration
-	54, // 5: hearth.v1.Lifetime.time_to_live:type_name -> google.protobuf.Duration
-	55, // 6: hearth.v1.NodeClaimResponse.environment:type_name -> hearth.v1.Environment
-	56, // 7: hearth.v1.NodeClaimResponse.access:type_name -> hearth.v1.Access
-	54, // 8: hearth.v1.NodeClaimResponse.took:type_name -> google.protobuf.Duration
+	56, // 3: hearth.v1.Lifetime.lived:type_name -> google.protobuf.Duration
+	56, // 4: hearth.v1.Lifetime.left:type_name -> google.protobuf.Duration
+	56, // 5: hearth.v1.Lifetime.time_to_live:type_name -> google.protobuf.Duration
+	57, // 6: hearth.v1.NodeClaimResponse.environment:type_name -> hearth.v1.Environment
+	58, // 7: hearth.v1.NodeClaimResponse.access:type_name -> hearth.v1.Access
+	56, // 8: hearth.v1.NodeClaimResponse.took:type_name -> google.protobuf.Duration
 	4,  // 9: hearth.v1.NodeClaimResponse.phases:type_name -> hearth.v1.PhaseTime
-	54, // 10: hearth.v1.PhaseTime.took:type_name -> google.protobuf.Duration
-	55, // 11: hearth.v1.NodeGetResponse.environment:type_name -> hearth.v1.Environment
-	55, // 12: hearth.v1.NodeListResponse.environments:type_name -> hearth.v1.Environment
-	55, // 13: hearth.v1.NodePauseResponse.environment:type_name -> hearth.v1.Environment
-	55, // 14: hearth.v1.NodeResumeResponse.environment:type_name -> hearth.v1.Environment
-	57, // 15: hearth.v1.NodeResizeRequest.resources:type_name -> hearth.v1.Resources
-	55, // 16: hearth.v1.NodeResizeResponse.environment:type_name -> hearth.v1.Environment
-	58, // 17: hearth.v1.NodeSnapshotResponse.snapshot:type_name -> hearth.v1.Snapshot
-	53, // 18: hearth.v1.NodeSnapshotResponse.spec:type_name -> hearth.v1.ClaimSpec
+	56, // 10: hearth.v1.PhaseTime.took:type_name -> google.protobuf.Duration
+	57, // 11: hearth.v1.NodeGetResponse.environment:type_name -> hearth.v1.Environment
+	57, // 12: hearth.v1.NodeListResponse.environments:type_name -> hearth.v1.Environment
+	57, // 13: hearth.v1.NodePauseResponse.environment:type_name -> hearth.v1.Environment
+	57, // 14: hearth.v1.NodeResumeResponse.environment:type_name -> hearth.v1.Environment
+	59, // 15: hearth.v1.NodeResizeRequest.resources:type_name -> hearth.v1.Resources
+	57, // 16: hearth.v1.NodeResizeResponse.environment:type_name -> hearth.v1.Environment
+	60, // 17: hearth.v1.NodeSnapshotResponse.snapshot:type_name -> hearth.v1.Snapshot
+	55, // 18: hearth.v1.NodeSnapshotResponse.spec:type_name -> hearth.v1.ClaimSpec
 	1,  // 19: hearth.v1.NodeSnapshotResponse.lifetime:type_name -> hearth.v1.Lifetime
-	58, // 20: hearth.v1.NodeListSnapshotsResponse.snapshots:type_name -> hearth.v1.Snapshot
+	60, // 20: hearth.v1.NodeListSnapshotsResponse.snapshots:type_name -> hearth.v1.Snapshot
 	0,  // 21: hearth.v1.NodeForkRequest.children:type_name -> hearth.v1.NodeClaimRequest
-	58, // 22: hearth.v1.NodeForkResponse.snapshot:type_name -> hearth.v1.Snapshot
+	60, // 22: hearth.v1.NodeForkResponse.snapshot:type_name -> hearth.v1.Snapshot
 	3,  // 23: hearth.v1.NodeForkResponse.children:type_name -> hearth.v1.NodeClaimResponse
-	58, // 24: hearth.v1.NodeReleaseResponse.snapshot:type_name -> hearth.v1.Snapshot
-	54, // 25: hearth.v1.NodeExtendRequest.duration:type_name -> google.protobuf.Duration
-	59, // 26: hearth.v1.NodeExtendRequest.expires_at:type_name -> google.protobuf.Timestamp
-	54, // 27: hearth.v1.NodeExtendRequest.time_to_live:type_name -> google.protobuf.Duration
-	55, // 28: hearth.v1.NodeExtendResponse.environment:type_name -> hearth.v1.Environment
-	56, // 29: hearth.v1.NodeTokenResponse.access:type_name -> hearth.v1.Access
-	27, // 30: hearth.v1.InventoryResponse.pools:type_name -> hearth.v1.Pool
-	55, // 31: hearth.v1.InventoryResponse.environments:type_name -> hearth.v1.Environment
-	30, // 32: hearth.v1.InventoryResponse.room:type_name -> hearth.v1.Room
-	43, // 33: hearth.v1.FlowsResponse.flows:type_name -> hearth.v1.Flow
-	51, // 34: hearth.v1.FlowsResponse.drops:type_name -> hearth.v1.FlowsResponse.DropsEntry
-	52, // 35: hearth.v1.FlowsResponse.drops_in:type_name -> hearth.v1.FlowsResponse.DropsInEntry
-	59, // 36: hearth.v1.Flow.first:type_name -> google.protobuf.Timestamp
-	59, // 37: hearth.v1.Flow.last:type_name -> google.protobuf.Timestamp
-	60, // 38: hearth.v1.DetectionsResponse.detection:type_name -> hearth.v1.Detection
-	50, // 39: hearth.v1.ClaimProfileResponse.phases:type_name -> hearth.v1.PhaseProfile
-	54, // 40: hearth.v1.PhaseProfile.p50:type_name -> google.protobuf.Duration
-	54, // 41: hearth.v1.PhaseProfile.p90:type_name -> google.protobuf.Duration
-	54, // 42: hearth.v1.PhaseProfile.p99:type_name -> google.protobuf.Duration
-	54, // 43: hearth.v1.PhaseProfile.max:type_name -> google.protobuf.Duration
-	0,  // 44: hearth.v1.NodeService.Claim:input_type -> hearth.v1.NodeClaimRequest
-	5,  // 45: hearth.v1.NodeService.Get:input_type -> hearth.v1.NodeGetRequest
-	7,  // 46: hearth.v1.NodeService.List:input_type -> hearth.v1.NodeListRequest
-	9,  // 47: hearth.v1.NodeService.Pause:input_type -> hearth.v1.NodePauseRequest
-	11, // 48: hearth.v1.NodeService.Resume:input_type -> hearth.v1.NodeResumeRequest
-	13, // 49: hearth.v1.NodeService.Resize:input_type -> hearth.v1.NodeResizeRequest
-	15, // 50: hearth.v1.NodeService.Snapshot:input_type -> hearth.v1.NodeSnapshotRequest
-	17, // 51: hearth.v1.NodeService.ListSnapshots:input_type -> hearth.v1.NodeListSnapshotsRequest
-	19, // 52: hearth.v1.NodeService.Fork:input_type -> hearth.v1.NodeForkRequest
-	21, // 53: hearth.v1.NodeService.Release:input_type -> hearth.v1.NodeReleaseRequest
-	23, // 54: hearth.v1.NodeService.Extend:input_type -> hearth.v1.NodeExtendRequest
-	25, // 55: hearth.v1.NodeService.Token:input_type -> hearth.v1.NodeTokenRequest
-	28, // 56: hearth.v1.NodeService.Inventory:input_type -> hearth.v1.InventoryRequest
-	39, // 57: hearth.v1.NodeService.Inspect:input_type -> hearth.v1.InspectRequest
-	48, // 58: hearth.v1.NodeService.ClaimProfile:input_type -> hearth.v1.ClaimProfileRequest
-	41, // 59: hearth.v1.NodeService.Flows:input_type -> hearth.v1.FlowsRequest
-	44, // 60: hearth.v1.NodeService.UnsafeOpenIsland:input_type -> hearth.v1.UnsafeOpenIslandRequest
-	31, // 61: hearth.v1.NodeService.SetClasses:input_type -> hearth.v1.SetClassesRequest
-	33, // 62: hearth.v1.NodeService.SetBudget:input_type -> hearth.v1.SetBudgetRequest
-	35, // 63: hearth.v1.NodeService.FetchSnapshot:input_type -> hearth.v1.FetchSnapshotRequest
-	37, // 64: hearth.v1.NodeService.HandOver:input_type -> hearth.v1.HandOverRequest
-	46, // 65: hearth.v1.NodeService.Detections:input_type -> hearth.v1.DetectionsRequest
-	3,  // 66: hearth.v1.NodeService.Claim:output_type -> hearth.v1.NodeClaimResponse
-	6,  // 67: hearth.v1.NodeService.Get:output_type -> hearth.v1.NodeGetResponse
-	8,  // 68: hearth.v1.NodeService.List:output_type -> hearth.v1.NodeListResponse
-	10, // 69: hearth.v1.NodeService.Pause:output_type -> hearth.v1.NodePauseResponse
-	12, // 70: hearth.v1.NodeService.Resume:output_type -> hearth.v1.NodeResumeResponse
-	14, // 71: hearth.v1.NodeService.Resize:output_type -> hearth.v1.NodeResizeResponse
-	16, // 72: hearth.v1.NodeService.Snapshot:output_type -> hearth.v1.NodeSnapshotResponse
-	18, // 73: hearth.v1.NodeService.ListSnapshots:output_type -> hearth.v1.NodeListSnapshotsResponse
-	20, // 74: hearth.v1.NodeService.Fork:output_type -> hearth.v1.NodeForkResponse
-	22, // 75: hearth.v1.NodeService.Release:output_type -> hearth.v1.NodeReleaseResponse
-	24, // 76: hearth.v1.NodeService.Extend:output_type -> hearth.v1.NodeExtendResponse
-	26, // 77: hearth.v1.NodeService.Token:output_type -> hearth.v1.NodeTokenResponse
-	29, // 78: hearth.v1.NodeService.Inventory:output_type -> hearth.v1.InventoryResponse
-	40, // 79: hearth.v1.NodeService.Inspect:output_type -> hearth.v1.InspectResponse
-	49, // 80: hearth.v1.NodeService.ClaimProfile:output_type -> hearth.v1.ClaimProfileResponse
-	42, // 81: hearth.v1.NodeService.Flows:output_type -> hearth.v1.FlowsResponse
-	45, // 82: hearth.v1.NodeService.UnsafeOpenIsland:output_type -> hearth.v1.UnsafeOpenIslandResponse
-	32, // 83: hearth.v1.NodeService.SetClasses:output_type -> hearth.v1.SetClassesResponse
-	34, // 84: hearth.v1.NodeService.SetBudget:output_type -> hearth.v1.SetBudgetResponse
-	36, // 85: hearth.v1.NodeService.FetchSnapshot:output_type -> hearth.v1.FetchSnapshotResponse
-	38, // 86: hearth.v1.NodeService.HandOver:output_type -> hearth.v1.HandOverResponse
-	47, // 87: hearth.v1.NodeService.Detections:output_type -> hearth.v1.DetectionsResponse
-	66, // [66:88] is the sub-list for method output_type
-	44, // [44:66] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	60, // 24: hearth.v1.NodeReleaseResponse.snapshot:type_name -> hearth.v1.Snapshot
+	56, // 25: hearth.v1.NodeExtendRequest.duration:type_name -> google.protobuf.Duration
+	61, // 26: hearth.v1.NodeExtendRequest.expires_at:type_name -> google.protobuf.Timestamp
+	56, // 27: hearth.v1.NodeExtendRequest.time_to_live:type_name -> google.protobuf.Duration
+	57, // 28: hearth.v1.NodeExtendResponse.environment:type_name -> hearth.v1.Environment
+	62, // 29: hearth.v1.NodeUpgradeRequest.keep:type_name -> hearth.v1.Keep
+	57, // 30: hearth.v1.NodeUpgradeResponse.environment:type_name -> hearth.v1.Environment
+	60, // 31: hearth.v1.NodeUpgradeResponse.snapshot:type_name -> hearth.v1.Snapshot
+	58, // 32: hearth.v1.NodeTokenResponse.access:type_name -> hearth.v1.Access
+	29, // 33: hearth.v1.InventoryResponse.pools:type_name -> hearth.v1.Pool
+	57, // 34: hearth.v1.InventoryResponse.environments:type_name -> hearth.v1.Environment
+	32, // 35: hearth.v1.InventoryResponse.room:type_name -> hearth.v1.Room
+	45, // 36: hearth.v1.FlowsResponse.flows:type_name -> hearth.v1.Flow
+	53, // 37: hearth.v1.FlowsResponse.drops:type_name -> hearth.v1.FlowsResponse.DropsEntry
+	54, // 38: hearth.v1.FlowsResponse.drops_in:type_name -> hearth.v1.FlowsResponse.DropsInEntry
+	61, // 39: hearth.v1.Flow.first:type_name -> google.protobuf.Timestamp
+	61, // 40: hearth.v1.Flow.last:type_name -> google.protobuf.Timestamp
+	63, // 41: hearth.v1.DetectionsResponse.detection:type_name -> hearth.v1.Detection
+	52, // 42: hearth.v1.ClaimProfileResponse.phases:type_name -> hearth.v1.PhaseProfile
+	56, // 43: hearth.v1.PhaseProfile.p50:type_name -> google.protobuf.Duration
+	56, // 44: hearth.v1.PhaseProfile.p90:type_name -> google.protobuf.Duration
+	56, // 45: hearth.v1.PhaseProfile.p99:type_name -> google.protobuf.Duration
+	56, // 46: hearth.v1.PhaseProfile.max:type_name -> google.protobuf.Duration
+	0,  // 47: hearth.v1.NodeService.Claim:input_type -> hearth.v1.NodeClaimRequest
+	5,  // 48: hearth.v1.NodeService.Get:input_type -> hearth.v1.NodeGetRequest
+	7,  // 49: hearth.v1.NodeService.List:input_type -> hearth.v1.NodeListRequest
+	9,  // 50: hearth.v1.NodeService.Pause:input_type -> hearth.v1.NodePauseRequest
+	11, // 51: hearth.v1.NodeService.Resume:input_type -> hearth.v1.NodeResumeRequest
+	13, // 52: hearth.v1.NodeService.Resize:input_type -> hearth.v1.NodeResizeRequest
+	15, // 53: hearth.v1.NodeService.Snapshot:input_type -> hearth.v1.NodeSnapshotRequest
+	17, // 54: hearth.v1.NodeService.ListSnapshots:input_type -> hearth.v1.NodeListSnapshotsRequest
+	19, // 55: hearth.v1.NodeService.Fork:input_type -> hearth.v1.NodeForkRequest
+	21, // 56: hearth.v1.NodeService.Release:input_type -> hearth.v1.NodeReleaseRequest
+	23, // 57: hearth.v1.NodeService.Extend:input_type -> hearth.v1.NodeExtendRequest
+	27, // 58: hearth.v1.NodeService.Token:input_type -> hearth.v1.NodeTokenRequest
+	25, // 59: hearth.v1.NodeService.Upgrade:input_type -> hearth.v1.NodeUpgradeRequest
+	30, // 60: hearth.v1.NodeService.Inventory:input_type -> hearth.v1.InventoryRequest
+	41, // 61: hearth.v1.NodeService.Inspect:input_type -> hearth.v1.InspectRequest
+	50, // 62: hearth.v1.NodeService.ClaimProfile:input_type -> hearth.v1.ClaimProfileRequest
+	43, // 63: hearth.v1.NodeService.Flows:input_type -> hearth.v1.FlowsRequest
+	46, // 64: hearth.v1.NodeService.UnsafeOpenIsland:input_type -> hearth.v1.UnsafeOpenIslandRequest
+	33, // 65: hearth.v1.NodeService.SetClasses:input_type -> hearth.v1.SetClassesRequest
+	35, // 66: hearth.v1.NodeService.SetBudget:input_type -> hearth.v1.SetBudgetRequest
+	37, // 67: hearth.v1.NodeService.FetchSnapshot:input_type -> hearth.v1.FetchSnapshotRequest
+	39, // 68: hearth.v1.NodeService.HandOver:input_type -> hearth.v1.HandOverRequest
+	48, // 69: hearth.v1.NodeService.Detections:input_type -> hearth.v1.DetectionsRequest
+	3,  // 70: hearth.v1.NodeService.Claim:output_type -> hearth.v1.NodeClaimResponse
+	6,  // 71: hearth.v1.NodeService.Get:output_type -> hearth.v1.NodeGetResponse
+	8,  // 72: hearth.v1.NodeService.List:output_type -> hearth.v1.NodeListResponse
+	10, // 73: hearth.v1.NodeService.Pause:output_type -> hearth.v1.NodePauseResponse
+	12, // 74: hearth.v1.NodeService.Resume:output_type -> hearth.v1.NodeResumeResponse
+	14, // 75: hearth.v1.NodeService.Resize:output_type -> hearth.v1.NodeResizeResponse
+	16, // 76: hearth.v1.NodeService.Snapshot:output_type -> hearth.v1.NodeSnapshotResponse
+	18, // 77: hearth.v1.NodeService.ListSnapshots:output_type -> hearth.v1.NodeListSnapshotsResponse
+	20, // 78: hearth.v1.NodeService.Fork:output_type -> hearth.v1.NodeForkResponse
+	22, // 79: hearth.v1.NodeService.Release:output_type -> hearth.v1.NodeReleaseResponse
+	24, // 80: hearth.v1.NodeService.Extend:output_type -> hearth.v1.NodeExtendResponse
+	28, // 81: hearth.v1.NodeService.Token:output_type -> hearth.v1.NodeTokenResponse
+	26, // 82: hearth.v1.NodeService.Upgrade:output_type -> hearth.v1.NodeUpgradeResponse
+	31, // 83: hearth.v1.NodeService.Inventory:output_type -> hearth.v1.InventoryResponse
+	42, // 84: hearth.v1.NodeService.Inspect:output_type -> hearth.v1.InspectResponse
+	51, // 85: hearth.v1.NodeService.ClaimProfile:output_type -> hearth.v1.ClaimProfileResponse
+	44, // 86: hearth.v1.NodeService.Flows:output_type -> hearth.v1.FlowsResponse
+	47, // 87: hearth.v1.NodeService.UnsafeOpenIsland:output_type -> hearth.v1.UnsafeOpenIslandResponse
+	34, // 88: hearth.v1.NodeService.SetClasses:output_type -> hearth.v1.SetClassesResponse
+	36, // 89: hearth.v1.NodeService.SetBudget:output_type -> hearth.v1.SetBudgetResponse
+	38, // 90: hearth.v1.NodeService.FetchSnapshot:output_type -> hearth.v1.FetchSnapshotResponse
+	40, // 91: hearth.v1.NodeService.HandOver:output_type -> hearth.v1.HandOverResponse
+	49, // 92: hearth.v1.NodeService.Detections:output_type -> hearth.v1.DetectionsResponse
+	70, // [70:93] is the sub-list for method output_type
+	47, // [47:70] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_hearth_v1_node_proto_init() }
@@ -3299,7 +3427,7 @@ func file_hearth_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hearth_v1_node_proto_rawDesc), len(file_hearth_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   53,
+			NumMessages:   55,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

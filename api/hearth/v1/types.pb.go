@@ -97,6 +97,58 @@ func (Phase) EnumDescriptor() ([]byte, []int) {
 	return file_hearth_v1_types_proto_rawDescGZIP(), []int{0}
 }
 
+// Keep says what an upgrade carries over of an environment's files.
+type Keep int32
+
+const (
+	Keep_KEEP_UNSPECIFIED Keep = 0 // KEEP_ALL
+	// all of them; refused if the class's image is another one.
+	Keep_KEEP_ALL Keep = 1
+	// /workspace; the rest of the disk is as the new image has it.
+	Keep_KEEP_WORKSPACE Keep = 2
+)
+
+// Enum value maps for Keep.
+var (
+	Keep_name = map[int32]string{
+		0: "KEEP_UNSPECIFIED",
+		1: "KEEP_ALL",
+		2: "KEEP_WORKSPACE",
+	}
+	Keep_value = map[string]int32{
+		"KEEP_UNSPECIFIED": 0,
+		"KEEP_ALL":         1,
+		"KEEP_WORKSPACE":   2,
+	}
+)
+
+func (x Keep) Enum() *Keep {
+	p := new(Keep)
+	*p = x
+	return p
+}
+
+func (x Keep) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Keep) Descriptor() protoreflect.EnumDescriptor {
+	return file_hearth_v1_types_proto_enumTypes[1].Descriptor()
+}
+
+func (Keep) Type() protoreflect.EnumType {
+	return &file_hearth_v1_types_proto_enumTypes[1]
+}
+
+func (x Keep) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Keep.Descriptor instead.
+func (Keep) EnumDescriptor() ([]byte, []int) {
+	return file_hearth_v1_types_proto_rawDescGZIP(), []int{1}
+}
+
 type EgressPolicy_Mode int32
 
 const (
@@ -133,11 +185,11 @@ func (x EgressPolicy_Mode) String() string {
 }
 
 func (EgressPolicy_Mode) Descriptor() protoreflect.EnumDescriptor {
-	return file_hearth_v1_types_proto_enumTypes[1].Descriptor()
+	return file_hearth_v1_types_proto_enumTypes[2].Descriptor()
 }
 
 func (EgressPolicy_Mode) Type() protoreflect.EnumType {
-	return &file_hearth_v1_types_proto_enumTypes[1]
+	return &file_hearth_v1_types_proto_enumTypes[2]
 }
 
 func (x EgressPolicy_Mode) Number() protoreflect.EnumNumber {
@@ -146,7 +198,7 @@ func (x EgressPolicy_Mode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EgressPolicy_Mode.Descriptor instead.
 func (EgressPolicy_Mode) EnumDescriptor() ([]byte, []int) {
-	return file_hearth_v1_types_proto_rawDescGZIP(), []int{5, 0}
+	return file_hearth_v1_types_proto_rawDescGZIP(), []int{6, 0}
 }
 
 // Environment is one isolated Linux machine for one session.
@@ -192,7 +244,12 @@ type Environment struct {
 	// that became ready while the claim waited; cold, from one that was made for it.
 	Served string `protobuf:"bytes,60,opt,name=served,proto3" json:"served,omitempty"`
 	// waited is how long its claim stood in the node's line; 0 if it did not.
-	Waited        *durationpb.Duration `protobuf:"bytes,61,opt,name=waited,proto3" json:"waited,omitempty"`
+	Waited *durationpb.Duration `protobuf:"bytes,61,opt,name=waited,proto3" json:"waited,omitempty"`
+	// revision of its class that it was made from.
+	Revision string `protobuf:"bytes,62,opt,name=revision,proto3" json:"revision,omitempty"`
+	// outdated is true if its class has another revision now: see Upgrade.
+	Outdated      bool     `protobuf:"varint,63,opt,name=outdated,proto3" json:"outdated,omitempty"`
+	Mounts        []*Mount `protobuf:"bytes,70,rep,name=mounts,proto3" json:"mounts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -395,6 +452,27 @@ func (x *Environment) GetWaited() *durationpb.Duration {
 	return nil
 }
 
+func (x *Environment) GetRevision() string {
+	if x != nil {
+		return x.Revision
+	}
+	return ""
+}
+
+func (x *Environment) GetOutdated() bool {
+	if x != nil {
+		return x.Outdated
+	}
+	return false
+}
+
+func (x *Environment) GetMounts() []*Mount {
+	if x != nil {
+		return x.Mounts
+	}
+	return nil
+}
+
 // Port is one that callers may reach through the node.
 type Port struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -539,7 +617,10 @@ type ClaimSpec struct {
 	// most what its class allows. 0 is what the class says.
 	TimeToLive *durationpb.Duration `protobuf:"bytes,40,opt,name=time_to_live,json=timeToLive,proto3" json:"time_to_live,omitempty"`
 	// resources are limits of this environment in place of its class's.
-	Resources     *Resources `protobuf:"bytes,30,opt,name=resources,proto3" json:"resources,omitempty"`
+	Resources *Resources `protobuf:"bytes,30,opt,name=resources,proto3" json:"resources,omitempty"`
+	// mounts are directories of the node to have inside: at most 16, of those that the
+	// class allows and the node has. No snapshot holds what lies there.
+	Mounts        []*Mount `protobuf:"bytes,70,rep,name=mounts,proto3" json:"mounts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -644,6 +725,82 @@ func (x *ClaimSpec) GetResources() *Resources {
 	return nil
 }
 
+func (x *ClaimSpec) GetMounts() []*Mount {
+	if x != nil {
+		return x.Mounts
+	}
+	return nil
+}
+
+// Mount is a directory of the node inside an environment.
+type Mount struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`           // of a directory in the node's configuration
+	Directory     string                 `protobuf:"bytes,2,opt,name=directory,proto3" json:"directory,omitempty"` // below it; empty is all of it
+	Path          string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`           // where, inside; what is missing of it is made
+	ReadOnly      bool                   `protobuf:"varint,4,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mount) Reset() {
+	*x = Mount{}
+	mi := &file_hearth_v1_types_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mount) ProtoMessage() {}
+
+func (x *Mount) ProtoReflect() protoreflect.Message {
+	mi := &file_hearth_v1_types_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mount.ProtoReflect.Descriptor instead.
+func (*Mount) Descriptor() ([]byte, []int) {
+	return file_hearth_v1_types_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Mount) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Mount) GetDirectory() string {
+	if x != nil {
+		return x.Directory
+	}
+	return ""
+}
+
+func (x *Mount) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Mount) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
 // Resources are limits that one environment may have otherwise than its class.
 type Resources struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -658,7 +815,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_hearth_v1_types_proto_msgTypes[4]
+	mi := &file_hearth_v1_types_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -670,7 +827,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_types_proto_msgTypes[4]
+	mi := &file_hearth_v1_types_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -683,7 +840,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_types_proto_rawDescGZIP(), []int{4}
+	return file_hearth_v1_types_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Resources) GetCpuMillis() uint64 {
@@ -718,7 +875,7 @@ type EgressPolicy struct {
 
 func (x *EgressPolicy) Reset() {
 	*x = EgressPolicy{}
-	mi := &file_hearth_v1_types_proto_msgTypes[5]
+	mi := &file_hearth_v1_types_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -730,7 +887,7 @@ func (x *EgressPolicy) String() string {
 func (*EgressPolicy) ProtoMessage() {}
 
 func (x *EgressPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_types_proto_msgTypes[5]
+	mi := &file_hearth_v1_types_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -743,7 +900,7 @@ func (x *EgressPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressPolicy.ProtoReflect.Descriptor instead.
 func (*EgressPolicy) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_types_proto_rawDescGZIP(), []int{5}
+	return file_hearth_v1_types_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *EgressPolicy) GetMode() EgressPolicy_Mode {
@@ -777,7 +934,7 @@ type EgressRule struct {
 
 func (x *EgressRule) Reset() {
 	*x = EgressRule{}
-	mi := &file_hearth_v1_types_proto_msgTypes[6]
+	mi := &file_hearth_v1_types_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -789,7 +946,7 @@ func (x *EgressRule) String() string {
 func (*EgressRule) ProtoMessage() {}
 
 func (x *EgressRule) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_types_proto_msgTypes[6]
+	mi := &file_hearth_v1_types_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -802,7 +959,7 @@ func (x *EgressRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressRule.ProtoReflect.Descriptor instead.
 func (*EgressRule) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_types_proto_rawDescGZIP(), []int{6}
+	return file_hearth_v1_types_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *EgressRule) GetCidr() string {
@@ -829,7 +986,7 @@ type PortRange struct {
 
 func (x *PortRange) Reset() {
 	*x = PortRange{}
-	mi := &file_hearth_v1_types_proto_msgTypes[7]
+	mi := &file_hearth_v1_types_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -841,7 +998,7 @@ func (x *PortRange) String() string {
 func (*PortRange) ProtoMessage() {}
 
 func (x *PortRange) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_types_proto_msgTypes[7]
+	mi := &file_hearth_v1_types_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -854,7 +1011,7 @@ func (x *PortRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRange.ProtoReflect.Descriptor instead.
 func (*PortRange) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_types_proto_rawDescGZIP(), []int{7}
+	return file_hearth_v1_types_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PortRange) GetFirst() uint32 {
@@ -887,7 +1044,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_hearth_v1_types_proto_msgTypes[8]
+	mi := &file_hearth_v1_types_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -899,7 +1056,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_types_proto_msgTypes[8]
+	mi := &file_hearth_v1_types_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -912,7 +1069,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_types_proto_rawDescGZIP(), []int{8}
+	return file_hearth_v1_types_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Snapshot) GetId() string {
@@ -978,7 +1135,7 @@ type SnapshotStats struct {
 
 func (x *SnapshotStats) Reset() {
 	*x = SnapshotStats{}
-	mi := &file_hearth_v1_types_proto_msgTypes[9]
+	mi := &file_hearth_v1_types_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -990,7 +1147,7 @@ func (x *SnapshotStats) String() string {
 func (*SnapshotStats) ProtoMessage() {}
 
 func (x *SnapshotStats) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_types_proto_msgTypes[9]
+	mi := &file_hearth_v1_types_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1003,7 +1160,7 @@ func (x *SnapshotStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotStats.ProtoReflect.Descriptor instead.
 func (*SnapshotStats) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_types_proto_rawDescGZIP(), []int{9}
+	return file_hearth_v1_types_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SnapshotStats) GetFiles() uint64 {
@@ -1069,7 +1226,7 @@ type Detection struct {
 
 func (x *Detection) Reset() {
 	*x = Detection{}
-	mi := &file_hearth_v1_types_proto_msgTypes[10]
+	mi := &file_hearth_v1_types_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1238,7 @@ func (x *Detection) String() string {
 func (*Detection) ProtoMessage() {}
 
 func (x *Detection) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_types_proto_msgTypes[10]
+	mi := &file_hearth_v1_types_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1251,7 @@ func (x *Detection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Detection.ProtoReflect.Descriptor instead.
 func (*Detection) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_types_proto_rawDescGZIP(), []int{10}
+	return file_hearth_v1_types_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Detection) GetTime() *timestamppb.Timestamp {
@@ -1196,7 +1353,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_hearth_v1_types_proto_msgTypes[11]
+	mi := &file_hearth_v1_types_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1208,7 +1365,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_hearth_v1_types_proto_msgTypes[11]
+	mi := &file_hearth_v1_types_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1221,7 +1378,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_hearth_v1_types_proto_rawDescGZIP(), []int{11}
+	return file_hearth_v1_types_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ErrorDetail) GetReason() string {
@@ -1249,7 +1406,7 @@ var File_hearth_v1_types_proto protoreflect.FileDescriptor
 
 const file_hearth_v1_types_proto_rawDesc = "" +
 	"\n" +
-	"\x15hearth/v1/types.proto\x12\thearth.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x82\a\n" +
+	"\x15hearth/v1/types.proto\x12\thearth.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe4\a\n" +
 	"\vEnvironment\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05class\x18\x02 \x01(\tR\x05class\x12\x16\n" +
@@ -1280,7 +1437,10 @@ const file_hearth_v1_types_proto_rawDesc = "" +
 	"\ftime_to_live\x18* \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"timeToLive\x12\x16\n" +
 	"\x06served\x18< \x01(\tR\x06served\x121\n" +
-	"\x06waited\x18= \x01(\v2\x19.google.protobuf.DurationR\x06waited\x1a9\n" +
+	"\x06waited\x18= \x01(\v2\x19.google.protobuf.DurationR\x06waited\x12\x1a\n" +
+	"\brevision\x18> \x01(\tR\brevision\x12\x1a\n" +
+	"\boutdated\x18? \x01(\bR\boutdated\x12(\n" +
+	"\x06mounts\x18F \x03(\v2\x10.hearth.v1.MountR\x06mounts\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"F\n" +
@@ -1291,7 +1451,7 @@ const file_hearth_v1_types_proto_rawDesc = "" +
 	"\x06Access\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\tR\x05token\x12\x15\n" +
-	"\x06ca_pem\x18\x03 \x01(\fR\x05caPem\"\xa5\x04\n" +
+	"\x06ca_pem\x18\x03 \x01(\fR\x05caPem\"\xcf\x04\n" +
 	"\tClaimSpec\x12\x14\n" +
 	"\x05class\x18\x01 \x01(\tR\x05class\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12A\n" +
@@ -1303,13 +1463,19 @@ const file_hearth_v1_types_proto_rawDesc = "" +
 	"\bsnapshot\x18\b \x01(\tR\bsnapshot\x12;\n" +
 	"\ftime_to_live\x18( \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"timeToLive\x122\n" +
-	"\tresources\x18\x1e \x01(\v2\x14.hearth.v1.ResourcesR\tresources\x1a<\n" +
+	"\tresources\x18\x1e \x01(\v2\x14.hearth.v1.ResourcesR\tresources\x12(\n" +
+	"\x06mounts\x18F \x03(\v2\x10.hearth.v1.MountR\x06mounts\x1a<\n" +
 	"\x0eVariablesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x91\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"j\n" +
+	"\x05Mount\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
+	"\tdirectory\x18\x02 \x01(\tR\tdirectory\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\x12\x1b\n" +
+	"\tread_only\x18\x04 \x01(\bR\breadOnly\"\x91\x01\n" +
 	"\tResources\x12\x1d\n" +
 	"\n" +
 	"cpu_millis\x18\x01 \x01(\x04R\tcpuMillis\x12!\n" +
@@ -1376,7 +1542,11 @@ const file_hearth_v1_types_proto_rawDesc = "" +
 	"\x0ePHASE_RELEASED\x10\x05\x12\x10\n" +
 	"\fPHASE_FAILED\x10\x06\x12\x10\n" +
 	"\fPHASE_FENCED\x10\a\x12\x11\n" +
-	"\rPHASE_STALLED\x10\bB\x1fZ\x1dhearth/api/hearth/v1;hearthv1b\x06proto3"
+	"\rPHASE_STALLED\x10\b*>\n" +
+	"\x04Keep\x12\x14\n" +
+	"\x10KEEP_UNSPECIFIED\x10\x00\x12\f\n" +
+	"\bKEEP_ALL\x10\x01\x12\x12\n" +
+	"\x0eKEEP_WORKSPACE\x10\x02B\x1fZ\x1dhearth/api/hearth/v1;hearthv1b\x06proto3"
 
 var (
 	file_hearth_v1_types_proto_rawDescOnce sync.Once
@@ -1390,57 +1560,61 @@ func file_hearth_v1_types_proto_rawDescGZIP() []byte {
 	return file_hearth_v1_types_proto_rawDescData
 }
 
-var file_hearth_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_hearth_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_hearth_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_hearth_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_hearth_v1_types_proto_goTypes = []any{
 	(Phase)(0),                    // 0: hearth.v1.Phase
-	(EgressPolicy_Mode)(0),        // 1: hearth.v1.EgressPolicy.Mode
-	(*Environment)(nil),           // 2: hearth.v1.Environment
-	(*Port)(nil),                  // 3: hearth.v1.Port
-	(*Access)(nil),                // 4: hearth.v1.Access
-	(*ClaimSpec)(nil),             // 5: hearth.v1.ClaimSpec
-	(*Resources)(nil),             // 6: hearth.v1.Resources
-	(*EgressPolicy)(nil),          // 7: hearth.v1.EgressPolicy
-	(*EgressRule)(nil),            // 8: hearth.v1.EgressRule
-	(*PortRange)(nil),             // 9: hearth.v1.PortRange
-	(*Snapshot)(nil),              // 10: hearth.v1.Snapshot
-	(*SnapshotStats)(nil),         // 11: hearth.v1.SnapshotStats
-	(*Detection)(nil),             // 12: hearth.v1.Detection
-	(*ErrorDetail)(nil),           // 13: hearth.v1.ErrorDetail
-	nil,                           // 14: hearth.v1.Environment.LabelsEntry
-	nil,                           // 15: hearth.v1.ClaimSpec.VariablesEntry
-	nil,                           // 16: hearth.v1.ClaimSpec.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
+	(Keep)(0),                     // 1: hearth.v1.Keep
+	(EgressPolicy_Mode)(0),        // 2: hearth.v1.EgressPolicy.Mode
+	(*Environment)(nil),           // 3: hearth.v1.Environment
+	(*Port)(nil),                  // 4: hearth.v1.Port
+	(*Access)(nil),                // 5: hearth.v1.Access
+	(*ClaimSpec)(nil),             // 6: hearth.v1.ClaimSpec
+	(*Mount)(nil),                 // 7: hearth.v1.Mount
+	(*Resources)(nil),             // 8: hearth.v1.Resources
+	(*EgressPolicy)(nil),          // 9: hearth.v1.EgressPolicy
+	(*EgressRule)(nil),            // 10: hearth.v1.EgressRule
+	(*PortRange)(nil),             // 11: hearth.v1.PortRange
+	(*Snapshot)(nil),              // 12: hearth.v1.Snapshot
+	(*SnapshotStats)(nil),         // 13: hearth.v1.SnapshotStats
+	(*Detection)(nil),             // 14: hearth.v1.Detection
+	(*ErrorDetail)(nil),           // 15: hearth.v1.ErrorDetail
+	nil,                           // 16: hearth.v1.Environment.LabelsEntry
+	nil,                           // 17: hearth.v1.ClaimSpec.VariablesEntry
+	nil,                           // 18: hearth.v1.ClaimSpec.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
 }
 var file_hearth_v1_types_proto_depIdxs = []int32{
 	0,  // 0: hearth.v1.Environment.phase:type_name -> hearth.v1.Phase
-	17, // 1: hearth.v1.Environment.claimed_at:type_name -> google.protobuf.Timestamp
-	14, // 2: hearth.v1.Environment.labels:type_name -> hearth.v1.Environment.LabelsEntry
-	3,  // 3: hearth.v1.Environment.ports:type_name -> hearth.v1.Port
-	6,  // 4: hearth.v1.Environment.resources:type_name -> hearth.v1.Resources
-	17, // 5: hearth.v1.Environment.expires_at:type_name -> google.protobuf.Timestamp
-	18, // 6: hearth.v1.Environment.time_to_live:type_name -> google.protobuf.Duration
-	18, // 7: hearth.v1.Environment.waited:type_name -> google.protobuf.Duration
-	15, // 8: hearth.v1.ClaimSpec.variables:type_name -> hearth.v1.ClaimSpec.VariablesEntry
-	7,  // 9: hearth.v1.ClaimSpec.egress:type_name -> hearth.v1.EgressPolicy
-	16, // 10: hearth.v1.ClaimSpec.labels:type_name -> hearth.v1.ClaimSpec.LabelsEntry
-	18, // 11: hearth.v1.ClaimSpec.time_to_live:type_name -> google.protobuf.Duration
-	6,  // 12: hearth.v1.ClaimSpec.resources:type_name -> hearth.v1.Resources
-	1,  // 13: hearth.v1.EgressPolicy.mode:type_name -> hearth.v1.EgressPolicy.Mode
-	8,  // 14: hearth.v1.EgressPolicy.allow:type_name -> hearth.v1.EgressRule
-	8,  // 15: hearth.v1.EgressPolicy.deny:type_name -> hearth.v1.EgressRule
-	9,  // 16: hearth.v1.EgressRule.ports:type_name -> hearth.v1.PortRange
-	17, // 17: hearth.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
-	11, // 18: hearth.v1.Snapshot.stats:type_name -> hearth.v1.SnapshotStats
-	18, // 19: hearth.v1.SnapshotStats.took:type_name -> google.protobuf.Duration
-	17, // 20: hearth.v1.Detection.time:type_name -> google.protobuf.Timestamp
-	18, // 21: hearth.v1.Detection.latency:type_name -> google.protobuf.Duration
-	22, // [22:22] is the sub-list for method output_type
-	22, // [22:22] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	19, // 1: hearth.v1.Environment.claimed_at:type_name -> google.protobuf.Timestamp
+	16, // 2: hearth.v1.Environment.labels:type_name -> hearth.v1.Environment.LabelsEntry
+	4,  // 3: hearth.v1.Environment.ports:type_name -> hearth.v1.Port
+	8,  // 4: hearth.v1.Environment.resources:type_name -> hearth.v1.Resources
+	19, // 5: hearth.v1.Environment.expires_at:type_name -> google.protobuf.Timestamp
+	20, // 6: hearth.v1.Environment.time_to_live:type_name -> google.protobuf.Duration
+	20, // 7: hearth.v1.Environment.waited:type_name -> google.protobuf.Duration
+	7,  // 8: hearth.v1.Environment.mounts:type_name -> hearth.v1.Mount
+	17, // 9: hearth.v1.ClaimSpec.variables:type_name -> hearth.v1.ClaimSpec.VariablesEntry
+	9,  // 10: hearth.v1.ClaimSpec.egress:type_name -> hearth.v1.EgressPolicy
+	18, // 11: hearth.v1.ClaimSpec.labels:type_name -> hearth.v1.ClaimSpec.LabelsEntry
+	20, // 12: hearth.v1.ClaimSpec.time_to_live:type_name -> google.protobuf.Duration
+	8,  // 13: hearth.v1.ClaimSpec.resources:type_name -> hearth.v1.Resources
+	7,  // 14: hearth.v1.ClaimSpec.mounts:type_name -> hearth.v1.Mount
+	2,  // 15: hearth.v1.EgressPolicy.mode:type_name -> hearth.v1.EgressPolicy.Mode
+	10, // 16: hearth.v1.EgressPolicy.allow:type_name -> hearth.v1.EgressRule
+	10, // 17: hearth.v1.EgressPolicy.deny:type_name -> hearth.v1.EgressRule
+	11, // 18: hearth.v1.EgressRule.ports:type_name -> hearth.v1.PortRange
+	19, // 19: hearth.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
+	13, // 20: hearth.v1.Snapshot.stats:type_name -> hearth.v1.SnapshotStats
+	20, // 21: hearth.v1.SnapshotStats.took:type_name -> google.protobuf.Duration
+	19, // 22: hearth.v1.Detection.time:type_name -> google.protobuf.Timestamp
+	20, // 23: hearth.v1.Detection.latency:type_name -> google.protobuf.Duration
+	24, // [24:24] is the sub-list for method output_type
+	24, // [24:24] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_hearth_v1_types_proto_init() }
@@ -1448,14 +1622,14 @@ func file_hearth_v1_types_proto_init() {
 	if File_hearth_v1_types_proto != nil {
 		return
 	}
-	file_hearth_v1_types_proto_msgTypes[4].OneofWrappers = []any{}
+	file_hearth_v1_types_proto_msgTypes[5].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hearth_v1_types_proto_rawDesc), len(file_hearth_v1_types_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   15,
+			NumEnums:      3,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -53,6 +53,10 @@ func calls(api hearthv1connect.EnvironmentServiceClient, ctx context.Context, id
 			})
 			return err
 		}},
+		"Upgrade": {[]string{"update"}, func() error {
+			_, err := api.Upgrade(ctx, &hearthv1.UpgradeRequest{Environment: id, IdempotencyKey: "u"})
+			return err
+		}},
 		"Snapshot": {[]string{"update"}, func() error {
 			_, err := api.Snapshot(ctx, &hearthv1.SnapshotRequest{Environment: id, IdempotencyKey: "s"})
 			return err

@@ -137,3 +137,12 @@ func (s *Environments) Token(ctx context.Context, r *hearthv1.TokenRequest) (*he
 	a, err := s.fleet.Token(ctx, p, r.GetEnvironment())
 	return &hearthv1.TokenResponse{Access: a}, err
 }
+
+// Upgrade implements the service.
+func (s *Environments) Upgrade(ctx context.Context, r *hearthv1.UpgradeRequest) (*hearthv1.UpgradeResponse, error) {
+	p, err := s.on(ctx, r.GetEnvironment(), verbUpdate)
+	if err != nil {
+		return nil, err
+	}
+	return s.fleet.Upgrade(ctx, p, r)
+}

@@ -35,15 +35,30 @@ func claimOf(req *hearthv1.NodeClaimRequest) (warm.Claim, error) {
 		Metadata: spec.GetMetadata(), Egress: egress, Limits: limits, Labels: spec.GetLabels(),
 		Snapshot: env.SnapshotID(spec.GetSnapshot()), WarmOnly: req.GetWarmOnly(),
 		ClaimKey: req.GetClaimKey(), ClaimRequest: req.GetClaimRequest(),
-		Fetch: fetchOf(req.GetFetch()), TimeToLive: ttl, Lifetime: lifetimeOf(req.GetLifetime()),
+		Fetch: fetchOf(req.GetFetch()), TimeToLive: ttl, Lifetime: lifetimeOf(req.GetLifetime()), Mounts: mountsOf(spec.GetMounts()),
 	}, nil
+}
+
+func mountsOf(mounts []*hearthv1.Mount) (out []env.Mount) {
+	for _, m := range mounts {
+		out = append(out, env.Mount{Name: m.GetName(), Directory: m.GetDirectory(), Path: m.GetPath(), ReadOnly: m.GetReadOnly()})
+	}
+	return out
+}
+
+// mountsProto is the inverse of mountsOf.
+func mountsProto(mounts []env.Mount) (out []*hearthv1.Mount) {
+	for _, m := range mounts {
+		out = append(out, &hearthv1.Mount{Name: m.Name, Directory: m.Directory, Path: m.Path, ReadOnly: m.ReadOnly})
+	}
+	return out
 }
 
 // specOf is the inverse of claimOf, for the node that takes an environment over.
 func specOf(c warm.Claim) *hearthv1.ClaimSpec {
 	return &hearthv1.ClaimSpec{
 		Class: c.Class, Tenant: c.Tenant, Variables: c.Variables, Hostname: c.Hostname, Metadata: c.Metadata,
-		Egress: egressProto(c.Egress), Labels: c.Labels, Resources: limitsProto(c.Limits),
+		Egress: egressProto(c.Egress), Labels: c.Labels, Resources: limitsProto(c.Limits), Mounts: mountsProto(c.Mounts),
 	}
 }
 
@@ -154,7 +169,7 @@ func (s *Service) environment(e warm.Environment) *hearthv1.Environment {
 		ClaimedAt: timestamppb.New(e.Claimed), Labels: maps.Clone(e.Labels), Address: e.Address,
 		Slot: string(e.Slot), RestoredFrom: string(e.Snapshot), Pid: uint32(e.PID),
 		Ephemeral: e.Ephemeral, ClaimKey: e.ClaimKey, ClaimRequest: e.ClaimRequest, Resources: resourcesProto(e.Resources),
-		Reason: e.Reason, Served: e.Served,
+		Reason: e.Reason, Served: e.Served, Revision: e.Revision, Outdated: e.Outdated, Mounts: mountsProto(e.Mounts),
 	}
 	if e.Waited != 0 {
 		out.Waited = durationpb.New(e.Waited)

@@ -69,6 +69,9 @@ const (
 	// EnvironmentServiceTokenProcedure is the fully-qualified name of the EnvironmentService's Token
 	// RPC.
 	EnvironmentServiceTokenProcedure = "/hearth.v1.EnvironmentService/Token"
+	// EnvironmentServiceUpgradeProcedure is the fully-qualified name of the EnvironmentService's
+	// Upgrade RPC.
+	EnvironmentServiceUpgradeProcedure = "/hearth.v1.EnvironmentService/Upgrade"
 )
 
 // EnvironmentServiceClient is a client for the hearth.v1.EnvironmentService service.
@@ -92,6 +95,10 @@ type EnvironmentServiceClient interface {
 	Extend(context.Context, *v1.ExtendRequest) (*v1.ExtendResponse, error)
 	// Token gives fresh access to a running environment; older tokens end.
 	Token(context.Context, *v1.TokenRequest) (*v1.TokenResponse, error)
+	// Upgrade moves an environment to the newest revision of its class, on its node:
+	// the same environment with its files and new processes. It stands still
+	// meanwhile. After an error it goes on as it was.
+	Upgrade(context.Context, *v1.UpgradeRequest) (*v1.UpgradeResponse, error)
 }
 
 // NewEnvironmentServiceClient constructs a client for the hearth.v1.EnvironmentService service. By
@@ -177,6 +184,12 @@ func NewEnvironmentServiceClient(httpClient connect.HTTPClient, baseURL string, 
 			connect.WithSchema(environmentServiceMethods.ByName("Token")),
 			connect.WithClientOptions(opts...),
 		),
+		upgrade: connect.NewClient[v1.UpgradeRequest, v1.UpgradeResponse](
+			httpClient,
+			baseURL+EnvironmentServiceUpgradeProcedure,
+			connect.WithSchema(environmentServiceMethods.ByName("Upgrade")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -194,6 +207,7 @@ type environmentServiceClient struct {
 	release       *connect.Client[v1.ReleaseRequest, v1.ReleaseResponse]
 	extend        *connect.Client[v1.ExtendRequest, v1.ExtendResponse]
 	token         *connect.Client[v1.TokenRequest, v1.TokenResponse]
+	upgrade       *connect.Client[v1.UpgradeRequest, v1.UpgradeResponse]
 }
 
 // Claim calls hearth.v1.EnvironmentService.Claim.
@@ -304,6 +318,15 @@ func (c *environmentServiceClient) Token(ctx context.Context, req *v1.TokenReque
 	return nil, err
 }
 
+// Upgrade calls hearth.v1.EnvironmentService.Upgrade.
+func (c *environmentServiceClient) Upgrade(ctx context.Context, req *v1.UpgradeRequest) (*v1.UpgradeResponse, error) {
+	response, err := c.upgrade.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // EnvironmentServiceHandler is an implementation of the hearth.v1.EnvironmentService service.
 type EnvironmentServiceHandler interface {
 	// Claim places an environment and answers when it runs. Repeating an
@@ -325,6 +348,10 @@ type EnvironmentServiceHandler interface {
 	Extend(context.Context, *v1.ExtendRequest) (*v1.ExtendResponse, error)
 	// Token gives fresh access to a running environment; older tokens end.
 	Token(context.Context, *v1.TokenRequest) (*v1.TokenResponse, error)
+	// Upgrade moves an environment to the newest revision of its class, on its node:
+	// the same environment with its files and new processes. It stands still
+	// meanwhile. After an error it goes on as it was.
+	Upgrade(context.Context, *v1.UpgradeRequest) (*v1.UpgradeResponse, error)
 }
 
 // NewEnvironmentServiceHandler builds an HTTP handler from the service implementation. It returns
@@ -406,6 +433,12 @@ func NewEnvironmentServiceHandler(svc EnvironmentServiceHandler, opts ...connect
 		connect.WithSchema(environmentServiceMethods.ByName("Token")),
 		connect.WithHandlerOptions(opts...),
 	)
+	environmentServiceUpgradeHandler := connect.NewUnaryHandlerSimple(
+		EnvironmentServiceUpgradeProcedure,
+		svc.Upgrade,
+		connect.WithSchema(environmentServiceMethods.ByName("Upgrade")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/hearth.v1.EnvironmentService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case EnvironmentServiceClaimProcedure:
@@ -432,6 +465,8 @@ func NewEnvironmentServiceHandler(svc EnvironmentServiceHandler, opts ...connect
 			environmentServiceExtendHandler.ServeHTTP(w, r)
 		case EnvironmentServiceTokenProcedure:
 			environmentServiceTokenHandler.ServeHTTP(w, r)
+		case EnvironmentServiceUpgradeProcedure:
+			environmentServiceUpgradeHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -487,4 +522,8 @@ func (UnimplementedEnvironmentServiceHandler) Extend(context.Context, *v1.Extend
 
 func (UnimplementedEnvironmentServiceHandler) Token(context.Context, *v1.TokenRequest) (*v1.TokenResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hearth.v1.EnvironmentService.Token is not implemented"))
+}
+
+func (UnimplementedEnvironmentServiceHandler) Upgrade(context.Context, *v1.UpgradeRequest) (*v1.UpgradeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hearth.v1.EnvironmentService.Upgrade is not implemented"))
 }

@@ -61,6 +61,8 @@ const (
 	NodeServiceExtendProcedure = "/hearth.v1.NodeService/Extend"
 	// NodeServiceTokenProcedure is the fully-qualified name of the NodeService's Token RPC.
 	NodeServiceTokenProcedure = "/hearth.v1.NodeService/Token"
+	// NodeServiceUpgradeProcedure is the fully-qualified name of the NodeService's Upgrade RPC.
+	NodeServiceUpgradeProcedure = "/hearth.v1.NodeService/Upgrade"
 	// NodeServiceInventoryProcedure is the fully-qualified name of the NodeService's Inventory RPC.
 	NodeServiceInventoryProcedure = "/hearth.v1.NodeService/Inventory"
 	// NodeServiceInspectProcedure is the fully-qualified name of the NodeService's Inspect RPC.
@@ -107,6 +109,9 @@ type NodeServiceClient interface {
 	Extend(context.Context, *v1.NodeExtendRequest) (*v1.NodeExtendResponse, error)
 	// Token replaces the environment's token.
 	Token(context.Context, *v1.NodeTokenRequest) (*v1.NodeTokenResponse, error)
+	// Upgrade moves an environment to the newest revision of its class. Repeating an
+	// idempotency key returns the first answer, also after a restart of the agent.
+	Upgrade(context.Context, *v1.NodeUpgradeRequest) (*v1.NodeUpgradeResponse, error)
 	// Inventory is everything that the agent owns on this node.
 	Inventory(context.Context, *v1.InventoryRequest) (*v1.InventoryResponse, error)
 	// Inspect is everything that the agent knows of one slot or environment.
@@ -218,6 +223,12 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("Token")),
 			connect.WithClientOptions(opts...),
 		),
+		upgrade: connect.NewClient[v1.NodeUpgradeRequest, v1.NodeUpgradeResponse](
+			httpClient,
+			baseURL+NodeServiceUpgradeProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Upgrade")),
+			connect.WithClientOptions(opts...),
+		),
 		inventory: connect.NewClient[v1.InventoryRequest, v1.InventoryResponse](
 			httpClient,
 			baseURL+NodeServiceInventoryProcedure,
@@ -295,6 +306,7 @@ type nodeServiceClient struct {
 	release          *connect.Client[v1.NodeReleaseRequest, v1.NodeReleaseResponse]
 	extend           *connect.Client[v1.NodeExtendRequest, v1.NodeExtendResponse]
 	token            *connect.Client[v1.NodeTokenRequest, v1.NodeTokenResponse]
+	upgrade          *connect.Client[v1.NodeUpgradeRequest, v1.NodeUpgradeResponse]
 	inventory        *connect.Client[v1.InventoryRequest, v1.InventoryResponse]
 	inspect          *connect.Client[v1.InspectRequest, v1.InspectResponse]
 	claimProfile     *connect.Client[v1.ClaimProfileRequest, v1.ClaimProfileResponse]
@@ -415,6 +427,15 @@ func (c *nodeServiceClient) Token(ctx context.Context, req *v1.NodeTokenRequest)
 	return nil, err
 }
 
+// Upgrade calls hearth.v1.NodeService.Upgrade.
+func (c *nodeServiceClient) Upgrade(ctx context.Context, req *v1.NodeUpgradeRequest) (*v1.NodeUpgradeResponse, error) {
+	response, err := c.upgrade.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Inventory calls hearth.v1.NodeService.Inventory.
 func (c *nodeServiceClient) Inventory(ctx context.Context, req *v1.InventoryRequest) (*v1.InventoryResponse, error) {
 	response, err := c.inventory.CallUnary(ctx, connect.NewRequest(req))
@@ -518,6 +539,9 @@ type NodeServiceHandler interface {
 	Extend(context.Context, *v1.NodeExtendRequest) (*v1.NodeExtendResponse, error)
 	// Token replaces the environment's token.
 	Token(context.Context, *v1.NodeTokenRequest) (*v1.NodeTokenResponse, error)
+	// Upgrade moves an environment to the newest revision of its class. Repeating an
+	// idempotency key returns the first answer, also after a restart of the agent.
+	Upgrade(context.Context, *v1.NodeUpgradeRequest) (*v1.NodeUpgradeResponse, error)
 	// Inventory is everything that the agent owns on this node.
 	Inventory(context.Context, *v1.InventoryRequest) (*v1.InventoryResponse, error)
 	// Inspect is everything that the agent knows of one slot or environment.
@@ -625,6 +649,12 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("Token")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceUpgradeHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceUpgradeProcedure,
+		svc.Upgrade,
+		connect.WithSchema(nodeServiceMethods.ByName("Upgrade")),
+		connect.WithHandlerOptions(opts...),
+	)
 	nodeServiceInventoryHandler := connect.NewUnaryHandlerSimple(
 		NodeServiceInventoryProcedure,
 		svc.Inventory,
@@ -711,6 +741,8 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceExtendHandler.ServeHTTP(w, r)
 		case NodeServiceTokenProcedure:
 			nodeServiceTokenHandler.ServeHTTP(w, r)
+		case NodeServiceUpgradeProcedure:
+			nodeServiceUpgradeHandler.ServeHTTP(w, r)
 		case NodeServiceInventoryProcedure:
 			nodeServiceInventoryHandler.ServeHTTP(w, r)
 		case NodeServiceInspectProcedure:
@@ -786,6 +818,10 @@ func (UnimplementedNodeServiceHandler) Extend(context.Context, *v1.NodeExtendReq
 
 func (UnimplementedNodeServiceHandler) Token(context.Context, *v1.NodeTokenRequest) (*v1.NodeTokenResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hearth.v1.NodeService.Token is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Upgrade(context.Context, *v1.NodeUpgradeRequest) (*v1.NodeUpgradeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hearth.v1.NodeService.Upgrade is not implemented"))
 }
 
 func (UnimplementedNodeServiceHandler) Inventory(context.Context, *v1.InventoryRequest) (*v1.InventoryResponse, error) {
