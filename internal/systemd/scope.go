@@ -213,7 +213,7 @@ func (s *Scope) Remove(ctx context.Context) (removed bool, err error) {
 func (s *Scope) stop(ctx context.Context) error {
 	b, err := s.dial(ctx)
 	if err != nil {
-		s.log.Warn("systemd cannot be asked to end the unit, its keeper is killed", "unit", s.cfg.Name, "err", err)
+		s.log.Warn("systemd cannot be asked to end the unit, its keeper is killed", "unit", s.cfg.Name, "error", err)
 		return nil
 	}
 	defer b.close()

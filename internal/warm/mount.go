@@ -94,8 +94,8 @@ func (n *Node) allowed(class *env.Class, c *Claim, m env.Mount) (MountRoot, erro
 			env.ErrUnsupported, m.Name, listed(slices.Sorted(maps.Keys(n.cfg.Mounts))))
 	case !root.Writable && !m.ReadOnly:
 		return MountRoot{}, fmt.Errorf("%w: %s cannot be written to on this node: ask for it read-only", env.ErrDenied, m.Name)
-	case root.PerTenant && c.Tenant == "":
-		return MountRoot{}, fmt.Errorf("%w: each tenant has its own directory in %s, and the claim has no tenant", env.ErrInvalid, m.Name)
+	case root.PerTenant && (c.Tenant == "" || c.Tenant == "." || c.Tenant == ".." || strings.ContainsAny(c.Tenant, "/\x00")):
+		return MountRoot{}, fmt.Errorf("%w: each tenant has its own directory in %s, and none can be called %.80q", env.ErrInvalid, m.Name, c.Tenant)
 	}
 	return root, nil
 }

@@ -108,6 +108,8 @@ func TestAClaimIsRefusedAMountBeforeItTakesASlot(t *testing.T) {
 			"not writable":     {env.Mount{Name: "shared", Path: "/data"}, "acme", env.ErrDenied},
 			"no such place":    {env.Mount{Name: "shared", Directory: "films", Path: "/data", ReadOnly: true}, "acme", env.ErrNotFound},
 			"whose home":       {env.Mount{Name: "homes", Path: "/home"}, "", env.ErrInvalid},
+			"everybody's home": {env.Mount{Name: "homes", Path: "/home"}, ".", env.ErrInvalid},
+			"another's home":   {env.Mount{Name: "homes", Path: "/home"}, "../shared", env.ErrInvalid},
 			"out of the node":  {env.Mount{Name: "shared", Directory: "../homes", Path: "/data", ReadOnly: true}, "acme", env.ErrInvalid},
 			"over the machine": {env.Mount{Name: "shared", Path: "/proc", ReadOnly: true}, "acme", env.ErrInvalid},
 		} {

@@ -470,9 +470,9 @@ func (n *Node) claimEnded(id env.ID, s *slot, err error) (condemned string, _ er
 	condemned, s.used = s.condemned, n.now()
 	if now := time.Now(); !n.restTill.After(now) {
 		n.restTill = now.Add(rest)
+		time.AfterFunc(rest, n.poke)
 	}
 	n.mu.Unlock()
-	n.poke()
 	return condemned, err
 }
 

@@ -99,7 +99,7 @@ func TestNodeAMountThatCannotBeIsRefusedByName(t *testing.T) {
 		"it cannot be there":  {"web", &hearthv1.Mount{Name: "shared", Path: "/etc/passwd", ReadOnly: true}, env.ErrInvalid, "/etc/passwd"},
 		"it is not writable":  {"web", &hearthv1.Mount{Name: "shared", Path: "/data"}, env.ErrDenied, "read-only"},
 		"nobody made it":      {"web", &hearthv1.Mount{Name: "shared", Directory: "films", Path: "/data", ReadOnly: true}, env.ErrNotFound, "films"},
-		"it is nobody's home": {"web", &hearthv1.Mount{Name: "homes", Path: "/home"}, env.ErrInvalid, "tenant"},
+		"it is nobody's home": {"web", &hearthv1.Mount{Name: "homes", Path: "/home"}, env.ErrInvalid, "each tenant has its own directory"},
 	} {
 		_, err := a.Node.Claim(t.Context(), &hearthv1.NodeClaimRequest{Spec: &hearthv1.ClaimSpec{Class: c.class, Mounts: []*hearthv1.Mount{c.mount}}})
 		t.Log(name)
