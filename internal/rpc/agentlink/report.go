@@ -68,7 +68,7 @@ func (l *Link) report(ctx context.Context, line *line, s *pki.Source, worked fun
 }
 
 // beat sends the inventory, or the small part of it. An inventory goes out early
-// when the node has paused or ended environments by itself. The answer to the first
+// when something has happened to environments that no call did. The answer to the first
 // inventory of a stream, and to those of a fenced node, lets environments go on.
 func (l *Link) beat(ctx context.Context, x *exchange, beat int) (time.Duration, error) {
 	inv, err := l.source.Inventory(ctx, &hearthv1.InventoryRequest{})
@@ -85,13 +85,14 @@ func (l *Link) beat(ctx context.Context, x *exchange, beat int) (time.Duration, 
 	return l.exchange(x, &hearthv1.ReportRequest{Message: &hearthv1.ReportRequest_Inventory{Inventory: inv}}, beat == 0 || held)
 }
 
-// byThemselves says of which environments the node has done something by itself:
-// paused them, or ended them. Nobody else would tell the controller.
+// byThemselves says to which environments something has happened that no call did:
+// the node has paused or ended them, or their class has a newer release. Nobody else
+// would tell the controller.
 func byThemselves(inv *hearthv1.InventoryResponse) string {
 	var b strings.Builder
 	for _, e := range inv.GetEnvironments() {
-		if e.GetReason() != "" {
-			fmt.Fprintf(&b, "%s %d %s\n", e.GetId(), e.GetGeneration(), e.GetReason())
+		if e.GetReason() != "" || e.GetOutdated() {
+			fmt.Fprintf(&b, "%s %d %s %t\n", e.GetId(), e.GetGeneration(), e.GetReason(), e.GetOutdated())
 		}
 	}
 	return b.String()
