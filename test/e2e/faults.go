@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -211,6 +212,10 @@ func (w *world) apiDown(ctx context.Context) (f facts, err error) {
 	if err := w.followed(ctx, &f); err != nil {
 		return f, err
 	}
+	if err := w.proxied(ctx); err != nil {
+		return f, err
+	}
+	f.ms("services_again_ms", time.Since(back))
 	if err := l.check(ctx, &f); err != nil {
 		return f, err
 	}
@@ -239,6 +244,53 @@ func (w *world) followed(ctx context.Context, f *facts) (err error) {
 		return fmt.Errorf("cordoned after the API server is back: %w", err)
 	}
 	f.ms("cordon_again_ms", time.Since(begun))
+	return nil
+}
+
+// markerManifests are a service that every node's kube-proxy must hear of, and where
+// it leads.
+const markerManifests = `
+apiVersion: v1
+kind: Service
+metadata: {name: marker, namespace: ` + team + `}
+spec:
+  ports: [{port: 80}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: marker, namespace: ` + team + `, labels: {kubernetes.io/service-name: marker}}
+addressType: IPv4
+endpoints: [{addresses: [%s]}]
+ports: [{port: 6443, protocol: TCP}]
+`
+
+// proxied waits until every node's kube-proxy follows services and endpoints again:
+// one that does not sends callers to a leader that has gone, which is no fault of
+// the journeys that come next.
+func (w *world) proxied(ctx context.Context) (err error) {
+	if err := w.apply(fmt.Sprintf(markerManifests, w.cluster.IP(w.cluster.Nodes()[0]))); err != nil {
+		return err
+	}
+	defer func() {
+		_, gone := w.kubectl("-n", team, "delete", "service/marker", "endpointslice/marker")
+		err = errors.Join(err, gone)
+	}()
+	ip, err := w.kubectl("-n", team, "get", "service", "marker", "-o", "jsonpath={.spec.clusterIP}")
+	if err != nil {
+		return err
+	}
+	addr := ip + ":80"
+	for _, node := range w.cluster.Nodes() {
+		if err := eventually(ctx, 120*time.Second, func() error {
+			out, err := output(w.cluster.In(node, w.cluster.Probe(), "dial", addr))
+			if err == nil && !slices.Contains(opened(out), addr) {
+				err = fmt.Errorf("a new service does not answer node %s: %s", node, strings.TrimSpace(out))
+			}
+			return err
+		}); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

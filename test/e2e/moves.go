@@ -107,6 +107,15 @@ func (w *world) drain(ctx context.Context) (f facts, err error) {
 		return f, fmt.Errorf("%w: %s", err, out)
 	}
 	f.ms("drain_ms", time.Since(begun))
+	// The leader may have been among the evicted.
+	begun = time.Now()
+	if err := eventually(ctx, short, func() error {
+		_, err := w.list(w.ctl())
+		return err
+	}); err != nil {
+		return f, fmt.Errorf("drained: %w", err)
+	}
+	f.ms("answered_ms", time.Since(begun))
 	for _, c := range here {
 		at, _, err := w.where(w.ctl(), c.ID())
 		if err != nil {
