@@ -122,6 +122,7 @@ type claiming struct {
 	record  *Record // nil until the first placement is stored
 	request placement.Request
 	refused []string // one line for each node that was tried in vain
+	denied  []error  // of them, those that said that it may not be
 	silent  bool     // a node may make it yet, though its release was confirmed
 }
 
@@ -197,7 +198,7 @@ func (c *claiming) run(ctx context.Context) (*hearthv1.ClaimResponse, error) {
 	for {
 		d, err := c.decide(ctx)
 		if err != nil {
-			return nil, c.giveUp(err)
+			return nil, c.giveUp(c.whyNone(err))
 		}
 		if err := c.place(d.Node); err != nil {
 			c.f.ended(d, placement.Unknown)
@@ -230,6 +231,20 @@ func (c *claiming) decide(ctx context.Context) (placement.Decision, error) {
 	}
 }
 
+// whyNone is why no node takes the claim: not that they are full, if each of them has
+// said that it may not be.
+func (c *claiming) whyNone(err error) error {
+	c.f.mu.Lock()
+	know := c.f.index.Know(c.spec.GetClass())
+	c.f.mu.Unlock()
+	if len(c.denied) == 0 || len(c.denied) < know {
+		return err
+	}
+	first := c.denied[0]
+	c.refused = nil // nothing else was said
+	return fmt.Errorf("every node that has class %q (%d): %w", c.spec.GetClass(), know, first)
+}
+
 func (f *Fleet) ended(d placement.Decision, o placement.Outcome) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -252,6 +267,9 @@ func (c *claiming) attempt(ctx context.Context, d placement.Decision) (resp *hea
 		return nil, true, fmt.Errorf("%w: a newer controller leads; repeat the claim there with the same idempotency key: %w", env.ErrUnavailable, err)
 	case outcomeRefused:
 		c.note(d.Node, "refused: ", err)
+		if errors.Is(err, env.ErrDenied) {
+			c.denied = append(c.denied, err)
+		}
 		return nil, false, nil
 	default:
 		done, err := c.lost(d.Node, err)

@@ -3,6 +3,8 @@ package fleet_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 	"testing/synctest"
 
@@ -76,4 +78,40 @@ func TestAHopeThatFailsCostsOneCall(t *testing.T) {
 			t.Errorf("the node was asked %d times", w.node.calls)
 		}
 	})
+}
+
+// What every node forbids is told as that, once; one that is full may yet allow it.
+func TestAClaimThatEveryNodeForbidsIsDenied(t *testing.T) {
+	denial := fmt.Errorf("%w: class small lets claims mount nothing", env.ErrDenied)
+	for name, tc := range map[string]struct {
+		second *hearthv1.Pool // of another node; nil is none
+		want   error
+	}{
+		"the only node": {nil, env.ErrDenied},
+		"both nodes":    {&hearthv1.Pool{Class: "small", Ready: 5}, env.ErrDenied},
+		"one is full":   {&hearthv1.Pool{Class: "small"}, env.ErrExhausted},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				defer w.stop()
+				w.report()
+				w.node.refuse = denial
+				if tc.second != nil {
+					w.others["n2"] = newNode()
+					w.others["n2"].refuse = denial
+					if _, err := w.fleet.Connect("n2", "h:2").Inventory(&hearthv1.InventoryResponse{Pools: []*hearthv1.Pool{tc.second}, Room: &hearthv1.Room{}}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				_, err := w.claim("k")
+				if !errors.Is(err, tc.want) {
+					t.Fatalf("claim = %v, want %v", err, tc.want)
+				}
+				if errors.Is(err, env.ErrDenied) && strings.Count(err.Error(), "mount nothing") != 1 {
+					t.Errorf("said more than once: %v", err)
+				}
+			})
+		})
+	}
 }

@@ -97,6 +97,7 @@ type rank uint8
 
 const (
 	none  rank = iota // it will not do
+	maybe             // it will not do, unless a claim that its report overtook is counted twice
 	soon              // a slot is being prepared there
 	room              // there is room for a slot
 	ready             // a slot is ready
@@ -130,7 +131,7 @@ func (q *query) judge(c *candidate) (r rank, why refusal) {
 	case slices.Contains(q.excluded, c.node):
 		return none, excluded
 	}
-	warm := c.warm && !q.Cold
+	warm := c.has&warmSlot != 0 && !q.Cold
 	why = c.room
 	if q.Memory > 0 { // rare
 		why = c.node.roomFor(q.Class, q.Memory, warm)
@@ -142,8 +143,10 @@ func (q *query) judge(c *candidate) (r rank, why refusal) {
 		return ready, accepted
 	case why == accepted:
 		return room, accepted
-	case c.soon && !q.Cold && q.Memory == 0:
+	case c.has&soonSlot != 0 && !q.Cold && q.Memory == 0:
 		return soon, accepted
+	case c.has&doubleSlot != 0:
+		return maybe, accepted
 	}
 	return none, why
 }
@@ -214,6 +217,8 @@ func (q *query) line(c *candidate) string {
 		kind = "warm slot"
 	case soon:
 		kind = "a slot is being prepared"
+	case maybe:
+		kind = "full, unless a claim is counted twice"
 	}
 	full := packing(&n.Node)
 	return fmt.Sprintf("%s: %s, %d.%d%% full, %d in flight", n.Name, kind, full/10, full%10, n.inFlight)

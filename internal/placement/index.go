@@ -38,6 +38,7 @@ type Index struct {
 
 type node struct {
 	Node
+	straddle int            // claims that were on their way at the last report: it may have them, too
 	inFlight int            // claims on their way
 	cold     int            // of them those that need room
 	warm     map[string]int // by class those that count on a ready slot
@@ -51,9 +52,17 @@ type candidate struct {
 	score int32
 	why   refusal // of any claim
 	room  refusal // of a cold one
-	warm  bool    // a ready slot is not spoken for
-	soon  bool    // one that is being prepared is not
+	has   stock
 }
+
+// stock is what a pool has for a claim.
+type stock uint8
+
+const (
+	warmSlot   stock = 1 << iota // ready and not spoken for
+	soonSlot                     // being prepared and not spoken for
+	doubleSlot                   // what stands against it may be counted twice
+)
 
 // NewIndex makes an empty index.
 func NewIndex() *Index {
@@ -62,6 +71,9 @@ func NewIndex() *Index {
 
 // Len is the number of nodes.
 func (x *Index) Len() int { return len(x.nodes) }
+
+// Know is the number of nodes that know a class.
+func (x *Index) Know(class string) int { return len(x.classes[class]) }
 
 // Set replaces what is known of a node. Claims on their way there stay counted.
 func (x *Index) Set(n Node) {
@@ -72,7 +84,7 @@ func (x *Index) Set(n Node) {
 		x.nodes[n.Name] = have
 	}
 	old := have.Pools
-	have.Node = n
+	have.Node, have.straddle = n, have.inFlight
 	for _, p := range old {
 		if !slices.ContainsFunc(n.Pools, func(q Pool) bool { return q.Class == p.Class }) {
 			x.drop(p.Class, n.Name)
@@ -89,7 +101,16 @@ func (x *Index) refresh(n *node) {
 }
 
 func (n *node) candidate(p *Pool) candidate {
-	c := candidate{node: n, warm: p.Ready > n.warm[p.Class], soon: p.Preparing > p.Waiting+n.hoping[p.Class]}
+	c := candidate{node: n}
+	if p.Ready > n.warm[p.Class] {
+		c.has |= warmSlot
+	}
+	if p.Preparing > p.Waiting+n.hoping[p.Class] {
+		c.has |= soonSlot
+	}
+	if n.straddle > 0 {
+		c.has |= doubleSlot
+	}
 	c.score = int32(packing(&n.Node) - inFlightMalus*min(n.inFlight+p.Waiting, 1<<20))
 	if n.Unplaceable != "" {
 		c.why = unplaceable
@@ -201,7 +222,7 @@ func (x *Index) End(d Decision, o Outcome) {
 	switch {
 	case i < 0:
 	case o == Refused:
-		n.Pools[i].Ready, n.Pools[i].Preparing = 0, 0
+		n.Pools[i].Ready, n.Pools[i].Preparing, n.straddle = 0, 0, 0
 	case o == Claimed && d.Warm:
 		n.Pools[i].Ready = max(0, n.Pools[i].Ready-1)
 		if d.Memory > 0 {

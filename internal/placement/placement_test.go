@@ -125,6 +125,76 @@ func TestOutcomesCorrectTheIndexUntilTheNextReport(t *testing.T) {
 	}
 }
 
+// A report may be made before a claim that is answered after it, or after it: then
+// both tell of the same claim.
+func TestAClaimThatAReportOvertookKeepsNobodyOut(t *testing.T) {
+	cases := map[string]struct {
+		told Node // after the claim has begun, before it has ended
+		req  Request
+		err  error
+	}{
+		"the report has the claim":                        {told: someNode("a", 1, 10, 10)},
+		"nothing of the pool is left by either":           {told: someNode("a", 0, 10, 10)},
+		"the memory of a restore":                         {told: Node{Name: "a", SlotsMax: 20, MemoryMax: 1000, MemoryUsed: 1000, Pools: []Pool{{Class: "small", Memory: 100}}}, req: Request{Cold: true}},
+		"a node that takes nothing is not asked for that": {told: Node{Name: "a", Unplaceable: "draining", Pools: []Pool{{Class: "small", Ready: 1}}}, err: env.ErrExhausted},
+	}
+	for name, tc := range cases {
+		for _, ended := range []bool{true, false} { // whether its answer has come
+			t.Run(fmt.Sprintf("%s, answered %v", name, ended), func(t *testing.T) {
+				x := NewIndex()
+				x.Set(someNode("a", 2, 10, 10))
+				first, err := x.Decide(Request{Class: "small"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				x.Begin(first)
+				x.Set(tc.told)
+				if ended {
+					x.End(first, Claimed)
+				}
+				tc.req.Class = "small"
+				second, err := x.Decide(tc.req)
+				if !errors.Is(err, tc.err) {
+					t.Fatalf("error = %v, want %v", err, tc.err)
+				}
+				if tc.err != nil {
+					return
+				}
+				x.Begin(second)
+				x.End(second, Refused)
+				if _, err := x.Decide(tc.req); !errors.Is(err, env.ErrExhausted) {
+					t.Errorf("after a refusal: %v", err)
+				}
+				if !ended {
+					x.End(first, Claimed)
+				}
+				x.Set(tc.told)
+				x.Set(someNode("a", 0, 10, 10))
+				if _, err := x.Decide(tc.req); !errors.Is(err, env.ErrExhausted) {
+					t.Errorf("after a report that no claim overlaps: %v", err)
+				}
+			})
+		}
+	}
+}
+
+// Whoever is sure to have room goes before one that may have.
+func TestANodeThatMayHaveRoomIsTheLast(t *testing.T) {
+	x := NewIndex()
+	x.Set(someNode("a", 1, 10, 10))
+	first, err := x.Decide(Request{Class: "small"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.Begin(first)
+	x.Set(someNode("a", 0, 10, 10))
+	x.End(first, Claimed)
+	x.Set(someNode("b", 0, 0, 10))
+	if d, err := x.Decide(Request{Class: "small"}); err != nil || d.Node != "b" {
+		t.Errorf("decided %+v, %v; b has room for sure", d, err)
+	}
+}
+
 func TestANodeThatLosesItsClassIsForgottenForIt(t *testing.T) {
 	x := NewIndex()
 	x.Set(someNode("a", 1, 1, 10))
