@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 
 	"hearth/internal/guest/wire"
 )
@@ -126,10 +127,10 @@ func (h *hygiene) follow(hostname string) error {
 	}
 	var errs []error
 	if h.want.Hostname {
-		errs = append(errs, h.put("etc/hostname", []byte(hostname+"\n"), 0o644))
+		errs = append(errs, h.tell("etc/hostname", []byte(hostname+"\n")))
 	}
 	if h.want.Hosts {
-		errs = append(errs, h.put("etc/hosts", hosts(h.present("etc/hosts", maxHosts), hostname), 0o644))
+		errs = append(errs, h.tell("etc/hosts", hosts(h.present("etc/hosts", maxHosts), hostname)))
 	}
 	h.name = hostname
 	return errors.Join(errs...)
@@ -177,6 +178,43 @@ func (h *hygiene) present(name string, limit int64) []byte {
 		return nil
 	}
 	return b
+}
+
+// tell gives a file its content: in place once it has been made, because the first
+// command after a claim waits for it, and a file that takes another one's place costs
+// a disk's time. The caller holds mu.
+func (h *hygiene) tell(name string, content []byte) error {
+	if h.name != "" && rewrite(h.path(name), content) == nil {
+		return nil
+	}
+	return h.put(name, content, 0o644)
+}
+
+// errNotAlone refuses a file that is none, or is another one too.
+var errNotAlone = errors.New("no regular file of one name")
+
+// rewrite gives a regular file that has no other name its content.
+func rewrite(path string, content []byte) error {
+	if info, err := os.Lstat(path); err != nil || !alone(info) { // opening a device may do something
+		return errors.Join(errNotAlone, err)
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !alone(info) {
+		return errors.Join(errNotAlone, err)
+	}
+	if _, err := f.WriteAt(content, 0); err != nil {
+		return err
+	}
+	return f.Truncate(int64(len(content)))
+}
+
+func alone(info os.FileInfo) bool {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return ok && st.Nlink == 1 && info.Mode().IsRegular()
 }
 
 // put replaces a file, whatever lay there, if its directory is there.

@@ -138,6 +138,59 @@ func TestTheHostsNameFollowsTheClaimOnce(t *testing.T) {
 	}
 }
 
+// The claim's name goes into the file that is there; one that is another file too, or
+// none, is replaced, and what it was stays as it is.
+func TestTheHostsNameIsWrittenIntoNoOtherFile(t *testing.T) {
+	const longer = "192.0.2.9 somebody's, and longer than what comes\n"
+	for name, meanwhile := range map[string]func(path, other string) error{
+		"nothing":  func(string, string) error { return nil },
+		"longer":   func(path, _ string) error { return os.WriteFile(path, []byte(longer), 0o644) },
+		"replaced": func(path, other string) error { return os.Rename(other, path) },
+		"linked":   func(path, other string) error { return errors.Join(os.Remove(other), os.Link(path, other)) },
+		"a link":   func(path, other string) error { return errors.Join(os.Remove(path), os.Symlink(other, path)) },
+		"a fifo":   func(path, _ string) error { return errors.Join(os.Remove(path), syscall.Mkfifo(path, 0o600)) },
+		"gone":     func(path, _ string) error { return os.Remove(path) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := image(t)
+			h := &hygiene{root: root}
+			if _, err := h.renew(everything(), "a-name-that-is-longer-than-the-next"); err != nil {
+				t.Fatal(err)
+			}
+			path, other := filepath.Join(root, "etc/hostname"), filepath.Join(root, "etc/other")
+			if err := os.WriteFile(other, []byte(longer), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if err := meanwhile(path, other); err != nil {
+				t.Fatal(err)
+			}
+			before, kept := inode(path), read(t, root, "etc/other")
+			if err := h.follow("e-claimed"); err != nil {
+				t.Fatal(err)
+			}
+			if got := read(t, root, "etc/hostname"); got != "e-claimed\n" {
+				t.Errorf("hostname = %q", got)
+			}
+			if got := read(t, root, "etc/other"); got != kept {
+				t.Errorf("the other file became %q, was %q", got, kept)
+			}
+			after, inPlace := inode(path), name == "nothing" || name == "longer" || name == "replaced"
+			if after == 0 || inPlace && after != before {
+				t.Errorf("inode %d, was %d", after, before)
+			}
+		})
+	}
+}
+
+// inode is 0 for what is no regular file.
+func inode(path string) uint64 {
+	var st syscall.Stat_t
+	if err := syscall.Lstat(path, &st); err != nil || st.Mode&syscall.S_IFMT != syscall.S_IFREG {
+		return 0
+	}
+	return st.Ino
+}
+
 func TestHygieneLeavesWhatItIsNotAskedToRenew(t *testing.T) {
 	root := image(t)
 	keys, err := (&hygiene{root: root}).renew(wire.Hygiene{}, "s-one")
