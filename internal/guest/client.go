@@ -21,6 +21,7 @@ const (
 	idleTimeout = 30 * time.Second // between two frames of a file operation
 	readyLimit  = 10 * time.Minute // the longest readiness probing
 	readySlack  = 5 * time.Second  // for the answer to travel
+	partTimeout = 100 * time.Millisecond
 )
 
 // Conn is a stream in both directions whose halves close on their own.
@@ -171,4 +172,21 @@ func (c *Client) ask(ctx context.Context, req wire.Request, wait time.Duration, 
 	}
 	defer cl.close()
 	return cl.expect(wire.KindReply, reply)
+}
+
+// askAndPart is ask, and then waits a moment until envinit has done with the
+// connection: it may be frozen next, and would do that when it is thawed.
+func (c *Client) askAndPart(ctx context.Context, req wire.Request, wait time.Duration, reply any) error {
+	cl, err := c.open(ctx, req, wait)
+	if err != nil {
+		return err
+	}
+	defer cl.close()
+	if err := cl.expect(wire.KindReply, reply); err != nil {
+		return err
+	}
+	_ = cl.conn.CloseWrite()
+	_ = cl.conn.SetReadDeadline(time.Now().Add(partTimeout))
+	_, _ = cl.conn.Read(make([]byte, 1)) // whatever comes: it was told all that there is
+	return nil
 }

@@ -72,7 +72,7 @@ func (c *Client) AwaitReady(ctx context.Context) error {
 	}
 	// Told a little less than we wait, envinit still gets to say why.
 	req := wire.Request{Op: wire.OpReady, Ready: &wire.Ready{Timeout: limit - min(readySlack, limit/10)}}
-	return c.ask(ctx, req, limit+readySlack, &wire.ReadyReply{})
+	return c.askAndPart(ctx, req, limit+readySlack, &wire.ReadyReply{})
 }
 
 // Claimed starts the services that wait for a claim. The claim's variables

@@ -301,3 +301,19 @@ func (s *script) CloseWrite() error                { return nil }
 func (s *script) SetDeadline(time.Time) error      { return nil }
 func (s *script) SetReadDeadline(time.Time) error  { return nil }
 func (s *script) SetWriteDeadline(time.Time) error { return nil }
+
+// Whoever answers that the slot is ready and then keeps the connection delays nothing
+// for long.
+func TestAnEnvinitThatDoesNotHangUpIsLeftSoon(t *testing.T) {
+	left := make(chan struct{})
+	defer close(left)
+	client := liar(t, func(conn *net.UnixConn, _ []byte) {
+		_, _ = conn.Write(frames(wire.KindReply, wire.ReadyReply{}))
+		<-left
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if err := client.AwaitReady(ctx); err != nil {
+		t.Error(err)
+	}
+}

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -89,8 +90,11 @@ func cause(ctx context.Context, err error) error {
 // whole before it answers, or refuses it in a few words before that.
 func (l *line) call(r *http.Request) (*http.Response, error) {
 	defer closeBody(r)
-	err := r.Write(l.w)
-	if err == nil {
+	out, err := inOnePiece(r)
+	if err != nil {
+		return nil, err // nothing was sent, so that nothing will be answered
+	}
+	if err = out.Write(l.w); err == nil {
 		err = l.w.Flush()
 	}
 	resp, noAnswer := http.ReadResponse(l.r, r)
@@ -99,6 +103,21 @@ func (l *line) call(r *http.Request) (*http.Response, error) {
 	}
 	resp.Close = resp.Close || err != nil
 	return resp, nil
+}
+
+// inOnePiece has a short body ready in memory: of any other one net/http sends the
+// head first, for which the peer would wake up in vain.
+func inOnePiece(r *http.Request) (*http.Request, error) {
+	if r.Body == nil || r.ContentLength <= 0 || r.ContentLength > lineBuffer { // 0 is not known, where there is a body
+		return r, nil
+	}
+	b := make([]byte, r.ContentLength)
+	if _, err := io.ReadFull(r.Body, b); err != nil {
+		return nil, fmt.Errorf("read the call's body: %w", err)
+	}
+	out := r.WithContext(r.Context())
+	out.Body = io.NopCloser(bytes.NewReader(b))
+	return out, nil
 }
 
 func closeBody(r *http.Request) {

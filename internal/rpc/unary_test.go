@@ -179,3 +179,65 @@ func TestACallToASocketThatIsNotThereIsUnavailable(t *testing.T) {
 		t.Errorf("error = %v", err)
 	}
 }
+
+// A peer that wakes up for a call finds all of it.
+func TestAShortCallIsSentInOnePiece(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	first := make(chan string, 1)
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		b := make([]byte, 2*lineBuffer)
+		n, _ := c.Read(b)
+		first <- string(b[:n])
+		_, _ = io.WriteString(c, "HTTP/1.1 204 No Content\r\n\r\n")
+	}()
+	body := strings.Repeat("x", 5000)
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, UnixURL+"/call", struct{ io.Reader }{strings.NewReader(body)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.ContentLength = int64(len(body))
+	resp, err := UnixClient(path).Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if got := <-first; !strings.HasSuffix(got, "\r\n\r\n"+body) {
+		t.Errorf("the first read has %d bytes, and not all of the call", len(got))
+	}
+}
+
+// A body of which nobody said how long it is arrives, and one that breaks off ends its
+// call at once.
+func TestBodiesThatAreNotWhatTheySay(t *testing.T) {
+	path, _ := plainServer(t, echo)
+	send := func(body io.Reader, length int64) (string, error) {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, UnixURL+"/call", struct{ io.Reader }{body})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.ContentLength = length
+		resp, err := UnixClient(path).Do(r)
+		if err != nil {
+			return "", err
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		return string(b), err
+	}
+	if got, err := send(strings.NewReader("some"), 0); err != nil || got != "some" {
+		t.Errorf("of a length that was not said: %q, %v", got, err)
+	}
+	if _, err := send(strings.NewReader("some"), 10); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("shorter than said: %v", err)
+	}
+}
