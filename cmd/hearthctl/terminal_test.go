@@ -27,7 +27,9 @@ func TestATerminalIsRawAndFollowsItsSize(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(exe, "exec", "-it", c.GetEnvironment().GetId(), "--", "sh", "-c",
-		`stty size; read line; stty size; echo "got $line"; exit 3`)
+		`stty size
+		i=0; until test "$(stty size)" != "31 97" || test $i = 500; do sleep 0.02; i=$((i+1)); done
+		stty size; read line; echo "got $line"; exit 3`)
 	cmd.Env = append(os.Environ(), "HOME="+t.TempDir(), "HEARTH_SERVER="+f.server, "HEARTH_TOKEN="+fakeKey, "HEARTH_CA="+filepath.Join(f.dir, "ca.pem"), "TERM=vt100")
 	tty, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 31, Cols: 97})
 	if err != nil {

@@ -187,9 +187,6 @@ func (c *cleaning) neverRan() bool {
 func (c *cleaning) kill(ctx context.Context, tree *cgroups.Tree) error {
 	return c.each(ctx, tree, func(ctx context.Context, slot env.SlotID) error {
 		g, err := tree.Adopt(slot)
-		if errors.Is(err, env.ErrNotFound) {
-			return nil // what is left of its cgroup has no process
-		}
 		if err != nil {
 			return err
 		}

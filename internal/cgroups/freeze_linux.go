@@ -98,14 +98,25 @@ func (g *Group) await(ctx context.Context, done func(state) bool) error {
 func (g *Group) state() (state, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	n, err := g.events.ReadAt(g.buf[:], 0)
+	// What every kernel's begins with takes one read, as far as it goes another one
+	// for the end.
+	b := g.buf[:len(populated)+len(frozen)]
+	n, err := g.events.ReadAt(b, 0)
+	if !known(b[:n]) {
+		b = g.buf[:]
+		n, err = g.events.ReadAt(b, 0)
+	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		return state{}, g.gone("read cgroup.events", err)
 	}
-	return state{
-		populated: bytes.Contains(g.buf[:n], populated),
-		frozen:    bytes.Contains(g.buf[:n], frozen),
-	}, nil
+	return state{populated: bytes.Contains(b[:n], populated), frozen: bytes.Contains(b[:n], frozen)}, nil
+}
+
+// known tells whether the keys are where they have always been.
+func known(b []byte) bool {
+	first, second, _ := bytes.Cut(b, []byte("\n"))
+	return bytes.HasPrefix(first, populated[:len("populated ")]) && bytes.HasPrefix(second, frozen[:len("frozen ")]) &&
+		len(b) == len(populated)+len(frozen)
 }
 
 func (g *Group) gone(op string, err error) error {

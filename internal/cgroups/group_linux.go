@@ -175,7 +175,7 @@ func (g *Group) Remove(ctx context.Context) error {
 		return err
 	}
 	var errs []error
-	for _, r := range g.tree.roots {
+	for _, r := range slices.Backward(g.tree.roots) { // what was made first goes last
 		if err := removeSlot(ctx, r.dir, g.slot); err != nil {
 			errs = append(errs, fmt.Errorf("remove cgroup of slot %s: %w", g.slot, err))
 		}

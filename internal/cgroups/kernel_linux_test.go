@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -146,10 +145,12 @@ func containerDirs(t testing.TB, g *Group) []string {
 			t.Fatal(err)
 		}
 		if slices.Contains(r.controllers, "cpuset") && r.version == 1 {
-			for _, p := range []string{r.path + g.tree.root, filepath.Dir(dir), dir} {
+			at := r.path
+			for _, name := range components(g.ContainerPath()) {
+				at += "/" + name
 				for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
 					v, _ := os.ReadFile(r.path + "/" + f)
-					_ = os.WriteFile(p+"/"+f, v, 0)
+					_ = os.WriteFile(at+"/"+f, v, 0)
 				}
 			}
 		}
@@ -183,8 +184,8 @@ func start(t testing.TB, g *Group, role string, stdout *os.File) *exec.Cmd {
 	buf := make([]byte, 256)
 	n, _ := ready.Read(buf)
 	_ = ready.Close()
-	if !strings.Contains(string(buf[:n]), "in") {
-		t.Fatalf("process did not join its cgroup: %s", buf[:n])
+	if said := string(buf[:n]); said != "in\n" {
+		t.Fatalf("process did not join its cgroup: %s", said)
 	}
 	return cmd
 }
@@ -225,8 +226,46 @@ func TestKernelSlotIsMadeInEveryHierarchyAndLeavesNothing(t *testing.T) {
 			t.Errorf("remove: %v", err)
 		}
 	}
-	if _, err := tree.Adopt(g.Slot()); !errors.Is(err, env.ErrNotFound) {
-		t.Errorf("adopt a removed slot: %v, want ErrNotFound", err)
+	if slots, err := tree.List(); err != nil || len(slots) != 0 {
+		t.Errorf("slots that are left: %v, %v", slots, err)
+	}
+}
+
+// An agent that is killed while it makes or removes a slot's cgroup leaves it in
+// some hierarchies.
+func TestKernelHalfASlotIsAdoptedAndRemoved(t *testing.T) {
+	tree := openTree(t)
+	for without := range tree.roots {
+		g, err := tree.Create(env.NewSlotID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = g.Close()
+		for i, r := range tree.roots {
+			if i == without || i == 0 && without%2 == 0 {
+				if err := removeTree(r.dir, string(g.Slot()), 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		g, err = tree.Adopt(g.Slot())
+		if err != nil {
+			t.Fatalf("without %s: %v", tree.roots[without].path, err)
+		}
+		if populated, err := g.Populated(); err != nil || populated {
+			t.Errorf("without %s: populated %t, %v", tree.roots[without].path, populated, err)
+		}
+		for _, r := range tree.roots {
+			if _, err := os.Stat(r.path + tree.root + "/" + string(g.Slot())); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := g.Remove(timeout(t, 5*time.Second)); err != nil {
+			t.Error(err)
+		}
+	}
+	if slots, err := tree.List(); err != nil || len(slots) != 0 {
+		t.Errorf("slots that are left: %v, %v", slots, err)
 	}
 }
 

@@ -3,7 +3,9 @@ package cgroups
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -120,7 +122,9 @@ func (l limitFiles) apply() error {
 			todo = append(todo, f)
 		}
 	}
-	return settle(todo, func(f *limitFile) string { return f.value })
+	now := func(f *limitFile) string { return f.was }
+	then := func(f *limitFile) string { return f.value }
+	return settle(inOrder(todo, now, then), then)
 }
 
 // undo writes back what was there. What is per device is set once in a slot's
@@ -132,13 +136,39 @@ func (l limitFiles) undo() error {
 			todo = append(todo, f)
 		}
 	}
-	return settle(todo, func(f *limitFile) string { return f.was })
+	now := func(f *limitFile) string { return f.value }
+	then := func(f *limitFile) string { return f.was }
+	return settle(inOrder(todo, now, then), then)
 }
 
-// settle writes in order, and again what was refused, until nothing more is taken:
-// a burst may not be above its quota, in v1 no child's quota above its parent's and
-// memory not above memory and swap, so that the order depends on whether limits
-// rise or fall.
+// inOrder has what falls first, the innermost and what hangs on another before that
+// one, and then what rises the other way round: a burst may not be above its quota,
+// in v1 no child's quota above its parent's and memory not above memory and swap.
+func inOrder(todo []*limitFile, from, to func(*limitFile) string) []*limitFile {
+	var falling, rising []*limitFile
+	for _, f := range todo {
+		if amount(to(f)) < amount(from(f)) {
+			falling = append(falling, f)
+		} else {
+			rising = append(rising, f)
+		}
+	}
+	slices.Reverse(falling)
+	return append(falling, rising...)
+}
+
+// amount is what a limit lets through: everything, if its value begins with no number.
+func amount(value string) int64 {
+	first, _, _ := strings.Cut(value, " ")
+	if n, err := strconv.ParseInt(first, 10, 64); err == nil && n >= 0 {
+		return n
+	}
+	return math.MaxInt64 // "max", "-1"
+}
+
+// settle writes in order, and again what was refused, until nothing more is taken: a
+// file that was written by half before an error says neither what it did nor what it
+// should.
 func settle(todo []*limitFile, value func(*limitFile) string) error {
 	for {
 		var refused []*limitFile

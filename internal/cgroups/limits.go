@@ -16,7 +16,8 @@ const cpuPeriod = 100_000
 const minQuota = 1_000
 
 // limit is one file of one controller. The files of a version are written in
-// the table's order; see Group.SetLimits for those that depend on each other.
+// the table's order where limits rise, and in the opposite one where they fall: then
+// the kernel takes those that depend on each other.
 type limit struct {
 	controller string
 	version    int
@@ -45,8 +46,8 @@ var limitTable = []limit{
 	{"cpu", 1, "cpu.cfs_quota_us", false, cpuQuotaV1, false},
 	{"cpu", 1, "cpu.cfs_burst_us", true, cpuBurst, false},
 	{"cpu", 1, "cpu.shares", true, cpuSharesV1, false},
-	{"memory", 1, "memory.limit_in_bytes", false, memoryMax, false},
 	{"memory", 1, "memory.memsw.limit_in_bytes", true, memoryMax, false},
+	{"memory", 1, "memory.limit_in_bytes", false, memoryMax, false},
 	{"pids", 1, "pids.max", false, pidsMax, false},
 	{"blkio", 1, "blkio.throttle.read_bps_device", true, ioV1(func(l env.IOLimits) int64 { return l.ReadBytes }), true},
 	{"blkio", 1, "blkio.throttle.write_bps_device", true, ioV1(func(l env.IOLimits) int64 { return l.WriteBytes }), true},

@@ -89,73 +89,82 @@ func (t *Tree) Close() error {
 // Create makes the slot's cgroup in every hierarchy, or in none. The slot must
 // be new: env.ErrExists otherwise. Where our root is gone, it is made again.
 func (t *Tree) Create(slot env.SlotID) (*Group, error) {
-	if _, err := env.ParseSlotID(string(slot)); err != nil {
-		return nil, err
-	}
-	err := t.makeSlot(slot)
-	if errors.Is(err, unix.ENOENT) { // our root is gone, and with it all that was in it
-		if err = t.remake(); err == nil {
-			err = t.makeSlot(slot)
-		}
-	}
+	g, err := t.obtain(slot, func(dir *os.File) error {
+		return fmt.Errorf("%w: cgroup %s/%s", env.ErrExists, dir.Name(), slot)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("create cgroup of slot %s: %w", slot, err)
 	}
+	return g, nil
+}
+
+// Adopt opens the cgroup of a slot that an earlier agent made. Hierarchies in
+// which it is missing get it, empty: that agent may have died while it made the
+// cgroup, or removed it.
+func (t *Tree) Adopt(slot env.SlotID) (*Group, error) {
+	g, err := t.obtain(slot, func(*os.File) error { return nil })
+	if err != nil {
+		return nil, fmt.Errorf("adopt cgroup of slot %s: %w", slot, err)
+	}
+	return g, nil
+}
+
+// obtain makes the slot's cgroup wherever it is missing and opens it. There says
+// what it means that it is in one hierarchy already. After an error nothing is left
+// of what was made.
+func (t *Tree) obtain(slot env.SlotID, there func(dir *os.File) error) (*Group, error) {
+	if _, err := env.ParseSlotID(string(slot)); err != nil {
+		return nil, err
+	}
+	made, err := t.makeSlot(slot, there)
+	if errors.Is(err, unix.ENOENT) { // our root is gone, and with it all that was in it
+		if err = t.remake(); err == nil {
+			made, err = t.makeSlot(slot, there)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
 	g, err := t.open(slot)
-	if err == nil {
+	if err == nil && slices.Contains(made, t.roots[0].dir) {
 		err = g.prepare()
 	}
 	if err != nil {
 		if g != nil {
 			_ = g.Close()
 		}
-		t.undo(slot, len(t.roots))
-		return nil, fmt.Errorf("create cgroup of slot %s: %w", slot, err)
-	}
-	return g, nil
-}
-
-// makeSlot makes the slot's cgroup in every hierarchy, or in none.
-func (t *Tree) makeSlot(slot env.SlotID) error {
-	for i, r := range t.roots {
-		made, err := mkdirAt(r.dir, string(slot))
-		if err == nil && !made {
-			err = fmt.Errorf("%w: cgroup %s/%s", env.ErrExists, r.dir.Name(), slot)
-		}
-		if err != nil {
-			t.undo(slot, i)
-			return err
-		}
-	}
-	return nil
-}
-
-// undo removes the slot's empty cgroup from the first n hierarchies.
-func (t *Tree) undo(slot env.SlotID, n int) {
-	for _, r := range t.roots[:n] {
-		if err := unix.Unlinkat(int(r.dir.Fd()), string(slot), unix.AT_REMOVEDIR); vanished(err) != nil {
-			t.log.Warn("half-made cgroup stays until the next sweep", "path", r.dir.Name(), "slot", slot, "err", err)
-		}
-	}
-}
-
-// Adopt opens the cgroup of a slot that an earlier agent made. Hierarchies in
-// which it is missing get it.
-func (t *Tree) Adopt(slot env.SlotID) (*Group, error) {
-	if _, err := env.ParseSlotID(string(slot)); err != nil {
+		t.undo(slot, made)
 		return nil, err
 	}
-	g, err := t.open(slot)
-	if err != nil {
-		return nil, fmt.Errorf("adopt cgroup of slot %s: %w", slot, err)
-	}
-	for _, r := range t.roots[1:] {
-		if _, err := mkdirAt(r.dir, string(slot)); err != nil {
-			_ = g.Close()
-			return nil, fmt.Errorf("adopt cgroup of slot %s: %w", slot, err)
+	return g, nil
+}
+
+// makeSlot makes the slot's cgroup wherever it is missing, the cgroup2 one first,
+// or nowhere.
+func (t *Tree) makeSlot(slot env.SlotID, there func(dir *os.File) error) (made []*os.File, err error) {
+	for _, r := range t.roots {
+		fresh, err := mkdirAt(r.dir, string(slot))
+		if err == nil && !fresh {
+			err = there(r.dir)
+		}
+		if err != nil {
+			t.undo(slot, made)
+			return nil, err
+		}
+		if fresh {
+			made = append(made, r.dir)
 		}
 	}
-	return g, nil
+	return made, nil
+}
+
+// undo removes the slot's empty cgroup from the roots in which it was made.
+func (t *Tree) undo(slot env.SlotID, made []*os.File) {
+	for _, root := range slices.Backward(made) {
+		if err := unix.Unlinkat(int(root.Fd()), string(slot), unix.AT_REMOVEDIR); vanished(err) != nil {
+			t.log.Warn("half-made cgroup stays until the next sweep", "path", root.Name(), "slot", slot, "err", err)
+		}
+	}
 }
 
 // Remove kills what is left of a slot and removes its cgroup in every hierarchy,

@@ -1,6 +1,7 @@
 package warm
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -112,6 +113,8 @@ type Environment struct {
 // Idle reports whether the environment is paused because it did nothing, so that
 // it goes on when it is used.
 func (e Environment) Idle() bool { return e.Reason == reasonIdle }
+
+func (c *Claim) hostname() string { return cmp.Or(c.Hostname, string(c.ID)) }
 
 // validate checks a claim's form; it cannot know whether the class exists.
 func (c *Claim) validate() error {

@@ -17,11 +17,7 @@ func (i endedInit) OpenIdentity(env.IDRange) error { return i.err() }
 
 func (i endedInit) Personalise([]IdentityFile, string) error { return i.err() }
 
-func (i endedInit) Mount([]Bind) <-chan error {
-	done := make(chan error, 1)
-	done <- i.err()
-	return done
-}
+func (i endedInit) Mount([]Bind) error { return i.err() }
 
 func (i endedInit) Recall(string, int) ([]byte, error) { return nil, i.err() }
 

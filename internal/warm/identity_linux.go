@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
 
@@ -17,12 +16,16 @@ import (
 type identity struct {
 	dir  *os.File // the tmpfs on /run/hearth
 	uts  *os.File // the UTS namespace
-	home *os.File // this process's own, to return to
+	home *home
 	ids  env.IDRange
 }
 
 // openIdentity opens a created, not yet started container by its init's pid.
 func openIdentity(pid int, ids env.IDRange) (*identity, error) {
+	home, err := homeOf()
+	if err != nil {
+		return nil, err
+	}
 	root, err := unix.Open(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open root of init %d: %w", pid, err)
@@ -41,54 +44,31 @@ func openIdentity(pid int, ids env.IDRange) (*identity, error) {
 		dir.Close()
 		return nil, fmt.Errorf("open uts namespace of init %d: %w", pid, err)
 	}
-	// Looked up here and not in every claim, where it would cost more than both
-	// visits. Of this thread, which is at home: the main thread may be visiting.
-	home, err := os.Open("/proc/thread-self/ns/uts")
-	if err != nil {
-		dir.Close()
-		uts.Close()
-		return nil, fmt.Errorf("open own uts namespace: %w", err)
-	}
 	return &identity{dir: dir, uts: uts, home: home, ids: ids}, nil
 }
 
 func (i *identity) close() {
 	i.dir.Close()
 	i.uts.Close()
-	i.home.Close()
 }
 
 // write replaces the identity files and sets the host's name. The tmpfs
 // belongs to the slot's user namespace, where the host's root has no id, so
 // the thread writes with the file-system ids of the slot's root.
 func (i *identity) write(files []IdentityFile, hostname string) error {
-	done := make(chan error, 1)
-	go func() { done <- i.writeOnThread(files, hostname) }()
-	return <-done
-}
-
-// writeOnThread runs on a thread of its own. If the thread cannot be restored
-// it stays locked, and so ends with its goroutine.
-func (i *identity) writeOnThread(files []IdentityFile, hostname string) (err error) {
-	runtime.LockOSThread()
-	if err := setHostname(i.uts, i.home, hostname); err != nil {
-		return err
-	}
-	if err := setFSIDs(int(i.ids.Base)); err != nil {
-		return err
-	}
-	for _, f := range files {
-		if err = i.replace(f); err != nil {
-			break
+	return onThread(func() error {
+		if err := setHostname(i.uts, i.home.uts, hostname); err != nil {
+			return err
 		}
-	}
-	if restore := setFSIDs(0); restore != nil {
-		return errors.Join(err, restore)
-	}
-	if err == nil {
-		runtime.UnlockOSThread()
-	}
-	return err
+		return asRootOf(i.ids, func() error {
+			for _, f := range files {
+				if err := i.replace(f); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	})
 }
 
 // replace writes a new file and renames it over the old one. Whatever lies
@@ -129,6 +109,19 @@ func writeAll(fd int, b []byte) error {
 	return nil
 }
 
+// asRootOf runs f with the file-system ids of a slot's root, on a thread that is
+// locked.
+func asRootOf(ids env.IDRange, f func() error) error {
+	if err := setFSIDs(int(ids.Base)); err != nil {
+		return errors.Join(err, errAbroad)
+	}
+	err := f()
+	if back := setFSIDs(0); back != nil {
+		return errors.Join(err, back, errAbroad)
+	}
+	return err
+}
+
 // setFSIDs sets the calling thread's file-system user and group, and checks
 // it: the system calls report no error.
 func setFSIDs(id int) error {
@@ -150,7 +143,7 @@ func setHostname(uts, home *os.File, hostname string) error {
 	}
 	name := unix.Sethostname([]byte(hostname))
 	if err := unix.Setns(int(home.Fd()), unix.CLONE_NEWUTS); err != nil {
-		return fmt.Errorf("leave uts namespace: %w", err)
+		return fmt.Errorf("leave uts namespace: %w: %w", errAbroad, err)
 	}
 	if name != nil {
 		return fmt.Errorf("set hostname %q: %w", hostname, name)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"hearth/internal/env"
 )
@@ -137,6 +139,21 @@ func TestSweepRemovesWhatBelongsToNoSlot(t *testing.T) {
 	if left := b.world.leftovers(); left["containers"] != 1 || left["cgroups"] != 1 || left["islands"] != 1 {
 		t.Errorf("left = %v, want only the ready slot", left)
 	}
+}
+
+// What an agent that died had asked of the runtime may come to be when the next one
+// has looked already.
+func TestWhatAppearsAfterAStartIsSweptSoon(t *testing.T) {
+	inBubble(t, demoClass(1), func(b *bench, n *Node) {
+		b.world.mu.Lock()
+		b.world.containers[env.NewSlotID()] = 0
+		b.world.mu.Unlock()
+		time.Sleep(sweepSoon + idleCheck + time.Second)
+		synctest.Wait()
+		if left := b.world.leftovers(); left["containers"] != 1 {
+			t.Errorf("left = %v, want only the ready slot", left)
+		}
+	})
 }
 
 func TestQuarantineDuringAClaimFollowsIt(t *testing.T) {

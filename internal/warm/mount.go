@@ -65,16 +65,6 @@ func (n *Node) openBinds(c *Claim) (binds []Bind, err error) {
 	return binds, nil
 }
 
-// mount begins to mount. The channel has nil, or is closed, if all is mounted.
-func (s *slot) mount(binds []Bind) <-chan error {
-	if len(binds) == 0 {
-		done := make(chan error)
-		close(done)
-		return done
-	}
-	return s.init.Mount(binds)
-}
-
 func closeBinds(binds []Bind) {
 	for _, b := range binds {
 		b.Dir.Close()

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path"
-	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -70,73 +69,58 @@ func openRoot(root MountRoot) (*os.File, error) {
 	return dir, nil
 }
 
-// Mount mounts directories of the node into the slot, in their order, beside what
-// its caller does meanwhile. Their ids there are the slot's, and none of their
-// programs gains rights by setuid. The slot should be frozen.
-func (p *process) Mount(binds []Bind) <-chan error {
-	done := make(chan error, 1)
-	go func() {
-		v := &visit{}
-		err := p.visit(v, binds)
-		v.close()
-		done <- err
-	}()
-	return done
-}
-
-func (p *process) visit(v *visit, binds []Bind) error {
+// Mount mounts directories of the node into the slot, in their order. Their ids there
+// are the slot's, and none of their programs gains rights by setuid. The slot should
+// be frozen.
+func (p *process) Mount(binds []Bind) error {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	if p.identity == nil {
 		return fmt.Errorf("%w: identity of init %d is not open", env.ErrState, p.pid)
 	}
-	v.base = int(p.identity.ids.Base)
-	for _, ns := range []struct {
-		name string
-		fd   *int
-	}{{"user", &v.user}, {"mnt", &v.mnt}} {
-		fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/%s", p.pid, ns.name), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return fmt.Errorf("open %s namespace of init %d: %w", ns.name, p.pid, err)
-		}
-		*ns.fd = fd
+	user, err := unix.IoctlRetInt(int(p.identity.uts.Fd()), unix.NS_GET_USERNS)
+	if err != nil {
+		return fmt.Errorf("open user namespace of init %d: %w", p.pid, err)
 	}
-	if !p.Alive() { // or they may be another's
-		return fmt.Errorf("%w: init %d has ended", env.ErrState, p.pid)
-	}
-	return v.mount(binds)
+	v := &visit{init: p.fd, user: user, ids: p.identity.ids}
+	defer v.close()
+	return onThread(func() error { return v.mount(binds, p.identity.home) })
 }
 
 // visit is how a thread mounts into a slot.
 type visit struct {
-	user, mnt int // namespaces; 0 is not open
-	base      int // the slot's root, as the node's ids go
-	trees     []int
+	init  int // its pidfd, which stands for its namespaces
+	user  int // its user namespace
+	ids   env.IDRange
+	trees []int
 }
 
 func (v *visit) close() {
-	for _, fd := range append(v.trees, v.user, v.mnt) {
-		if fd > 0 {
-			unix.Close(fd)
-		}
+	for _, fd := range append(v.trees, v.user) {
+		unix.Close(fd)
 	}
 }
 
-// mount keeps its thread, which ends with its goroutine: it comes back from the
-// slot's mount namespace never.
-func (v *visit) mount(binds []Bind) error {
-	runtime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_FS); err != nil { // root and working directory, with all threads
-		return fmt.Errorf("leave the process's root: %w", err)
-	}
+func (v *visit) mount(binds []Bind, back *home) error {
 	for _, b := range binds {
 		if err := v.clone(b); err != nil {
 			return fmt.Errorf("mount %s on %s: %w", b.Name, b.Path, err)
 		}
 	}
-	if err := unix.Setns(v.mnt, unix.CLONE_NEWNS); err != nil {
+	if err := unix.Unshare(unix.CLONE_FS); err != nil { // root and working directory, with other threads
+		return fmt.Errorf("leave the process's root: %w", err)
+	}
+	if err := unix.Setns(v.init, unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("enter mount namespace: %w", err)
 	}
+	err := v.attachAll(binds)
+	if lost := back.comeHome(); lost != nil {
+		return errors.Join(err, lost, errAbroad)
+	}
+	return err
+}
+
+func (v *visit) attachAll(binds []Bind) error {
 	for i, b := range binds {
 		if err := v.attach(v.trees[i], b.Path); err != nil {
 			return fmt.Errorf("mount %s on %s: %w", b.Name, b.Path, err)
@@ -203,24 +187,30 @@ func openInside(root int, at string) (int, error) {
 // makePlace makes a directory and those above it that are missing, which belong
 // to the slot's root.
 func (v *visit) makePlace(root int, at string) (place int, err error) {
-	if err := setFSIDs(v.base); err != nil {
-		return -1, err
-	}
-	defer func() { err = errors.Join(err, setFSIDs(0)) }()
-	place = root
-	names := strings.Split(strings.TrimPrefix(at, "/"), "/")
-	for i, name := range names {
-		next, err := openInside(root, path.Join(names[:i+1]...))
+	err = asRootOf(v.ids, func() error {
+		place, err = makeDirs(root, strings.Split(strings.TrimPrefix(at, "/"), "/"))
+		return err
+	})
+	return place, err
+}
+
+// makeDirs opens the directory of the names below root, each one made that is not
+// there.
+func makeDirs(root int, names []string) (int, error) {
+	place := root
+	for i := range names {
+		at := path.Join(names[:i+1]...)
+		next, err := openInside(root, at)
 		if errors.Is(err, unix.ENOENT) {
-			if err = unix.Mkdirat(place, name, 0o755); err == nil {
-				next, err = openInside(root, path.Join(names[:i+1]...))
+			if err = unix.Mkdirat(place, names[i], 0o755); err == nil {
+				next, err = openInside(root, at)
 			}
 		}
 		if place != root {
 			unix.Close(place)
 		}
 		if err != nil {
-			return -1, fmt.Errorf("make directory %s: %w", path.Join(names[:i+1]...), err)
+			return -1, fmt.Errorf("make directory %s: %w", at, err)
 		}
 		place = next
 	}

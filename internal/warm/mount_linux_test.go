@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -66,7 +68,7 @@ func TestKernelADirectoryOfTheNodeIsMountedWithTheSlotsIds(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := nodesDirectory(t)
-	err := <-s.init.Mount([]Bind{bind(t, dir, "/data/deep", false), bind(t, dir, "/by-link/behind", true)})
+	err := s.init.Mount([]Bind{bind(t, dir, "/data/deep", false), bind(t, dir, "/by-link/behind", true)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,8 +83,31 @@ func TestKernelADirectoryOfTheNodeIsMountedWithTheSlotsIds(t *testing.T) {
 		t.Error("the mount point is on the node")
 	}
 	for _, at := range []string{"/secret-path", "/secret-path/below"} {
-		if err := <-s.init.Mount([]Bind{bind(t, dir, at, false)}); !errors.Is(err, env.ErrInvalid) {
+		if err := s.init.Mount([]Bind{bind(t, dir, at, false)}); !errors.Is(err, env.ErrInvalid) {
 			t.Errorf("on %s, a file: %v", at, err)
+		}
+	}
+	allThreadsAtHome(t)
+}
+
+// allThreadsAtHome fails the test if a thread has another mount namespace, root or
+// working directory than the others.
+func allThreadsAtHome(t *testing.T) {
+	t.Helper()
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, what := range []string{"ns/mnt", "ns/uts", "root", "cwd"} {
+		home, err := os.Readlink(filepath.Join("/proc/thread-self", what))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, task := range tasks {
+			at, err := os.Readlink(filepath.Join("/proc/self/task", task.Name(), what))
+			if err == nil && at != home { // one that has ended has none
+				t.Errorf("%s of thread %s is %s, not %s", what, task.Name(), at, home)
+			}
 		}
 	}
 }
@@ -93,7 +118,7 @@ func TestKernelNothingIsMountedIntoASlotThatHasEnded(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.end()
-	if err := <-s.init.Mount([]Bind{bind(t, nodesDirectory(t), "/data", false)}); err == nil {
+	if err := s.init.Mount([]Bind{bind(t, nodesDirectory(t), "/data", false)}); err == nil {
 		t.Error("mounted")
 	}
 }
@@ -163,4 +188,61 @@ func TestADirectoryThatOthersReachIsNotWrittenTo(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.Close()
+}
+
+// A thread that cannot come back from a slot ends: no later work of this process may
+// run among the slot's files.
+func TestKernelAThreadThatDoesNotFindBackEnds(t *testing.T) {
+	s := startHostileSlot(t)
+	if err := s.init.OpenIdentity(env.IDRange{Base: slotIDBase, Size: 65536}); err != nil {
+		t.Fatal(err)
+	}
+	noDirectory, err := os.Open("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer noDirectory.Close()
+	whole := s.init.identity.home
+	lost := *whole
+	lost.root = noDirectory
+	s.init.identity.home = &lost
+	dir := nodesDirectory(t)
+	err = s.init.Mount([]Bind{bind(t, dir, "/data/deep", true)})
+	s.init.identity.home = whole
+	if !errors.Is(err, errAbroad) {
+		t.Fatalf("error = %v, want %v", err, errAbroad)
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		abroad := threadsAbroad(t)
+		if len(abroad) == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("threads in another mount namespace: %v", abroad)
+		}
+	}
+	if err := s.init.Mount([]Bind{bind(t, dir, "/data/again", true)}); err != nil {
+		t.Errorf("the next mount: %v", err)
+	}
+}
+
+// threadsAbroad are those of this process that are in another mount namespace. The
+// main thread does not count: Go has it sleep for ever instead of ending it.
+func threadsAbroad(t *testing.T) (abroad []string) {
+	t.Helper()
+	home, err := os.Readlink("/proc/thread-self/ns/mnt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	threads, err := filepath.Glob("/proc/self/task/*")
+	if err != nil || len(threads) == 0 {
+		t.Fatalf("threads = %v: %v", threads, err)
+	}
+	for _, thread := range threads {
+		at, err := os.Readlink(filepath.Join(thread, "ns/mnt"))
+		if err == nil && at != home && filepath.Base(thread) != strconv.Itoa(os.Getpid()) {
+			abroad = append(abroad, thread)
+		}
+	}
+	return abroad
 }

@@ -42,19 +42,16 @@ func mountingNode(t *testing.T, test func(b *bench, n *Node)) {
 	})
 }
 
-func (i *fakeInit) Mount(binds []Bind) <-chan error {
-	done := make(chan error, 1)
-	err := i.call("mount")
-	done <- err
-	if err != nil {
-		return done
+func (i *fakeInit) Mount(binds []Bind) error {
+	if err := i.call("mount"); err != nil {
+		return err
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	for _, b := range binds {
 		i.mounted[i.pid] = append(i.mounted[i.pid], Bind{Name: b.Name, Path: b.Path, ReadOnly: b.ReadOnly})
 	}
-	return done
+	return nil
 }
 
 func (w *world) mountsOf(pid int) []Bind {

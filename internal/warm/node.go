@@ -48,7 +48,7 @@ type Node struct {
 	news    chan struct{}        // capacity 1: see Changed
 	now     func() time.Duration // CLOCK_BOOTTIME
 	work    sync.WaitGroup
-	sweptAt time.Time // Run's own
+	sweepAt time.Time // Run's own
 	pressAt time.Time // Run's own: when the node's pressure was asked
 
 	archiving sync.Mutex // guards the files of classes against being pruned before they are used
@@ -182,7 +182,7 @@ func Open(ctx context.Context, cfg Config, dir *durable.Dir, classes []*env.Clas
 		return nil, err
 	}
 	n := &Node{
-		sweptAt: time.Now(), now: sinceBoot,
+		sweepAt: time.Now().Add(sweepSoon), now: sinceBoot,
 		cfg: cfg, parts: parts, log: log, state: dir, tokens: tokens{key},
 		metrics: newMetrics(), wake: make(chan struct{}, 1), news: make(chan struct{}, 1),
 		classes: map[string]*env.Class{}, pools: map[string]*pool{},

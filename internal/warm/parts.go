@@ -61,7 +61,8 @@ type Container struct {
 type cgroups interface {
 	// Create makes the cgroup with its limits in force.
 	Create(slot env.SlotID, limits env.Resources) (Cgroup, error)
-	// Adopt opens a slot's cgroup after a restart of the agent.
+	// Adopt opens a slot's cgroup after a restart of the agent. What is missing of it
+	// is made, empty, so that the rest can be removed.
 	Adopt(slot env.SlotID) (Cgroup, error)
 	List() ([]env.SlotID, error)
 }
@@ -149,9 +150,8 @@ type Init interface {
 	OpenIdentity(ids env.IDRange) error
 	// Personalise replaces the identity files and sets the hostname.
 	Personalise(files []IdentityFile, hostname string) error
-	// Mount mounts directories of the node, in their order. The channel has one error
-	// when that is done, nil if they are mounted.
-	Mount(binds []Bind) <-chan error
+	// Mount mounts directories of the node, in their order.
+	Mount(binds []Bind) error
 	// Recall reads an identity file as it is now: foreign bytes, at most limit.
 	Recall(name string, limit int) ([]byte, error)
 	// Close lets go of the process without changing it.

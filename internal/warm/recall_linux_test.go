@@ -213,6 +213,9 @@ type hostileSlot struct {
 func startHostileSlot(t *testing.T) *hostileSlot {
 	t.Helper()
 	kerneltest.Require(t, kerneltest.UserNS())
+	if _, err := homeOf(); err != nil { // which the process keeps
+		t.Fatal(err)
+	}
 	kerneltest.NoLeaks(t)
 	must := func(err error) {
 		t.Helper()

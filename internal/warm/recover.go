@@ -124,11 +124,15 @@ func (n *Node) takeBack(ctx context.Context, st slotState, known finding) error 
 }
 
 // keepReady puts a ready slot back into its pool, frozen. Of one that was being
-// checked nothing more is known than before the check.
+// checked nothing more is known than before the check. Its limits are read now, not
+// by a claim.
 func (n *Node) keepReady(ctx context.Context, s *slot) error {
 	err := n.watch(s)
 	if err == nil {
 		err = s.init.OpenIdentity(s.state.IDs)
+	}
+	if err == nil {
+		err = s.cgroup.SetLimits(s.boot)
 	}
 	if err == nil && s.state.Checking {
 		err = n.endCheck(ctx, s, false)
@@ -190,10 +194,7 @@ func (n *Node) remove(ctx context.Context, s *slot) {
 // is a finding; not being able to look is an error.
 func (n *Node) examine(ctx context.Context, s *slot, f finding) (_ finding, err error) {
 	s.init = endedInit{s.state.PID}
-	if s.cgroup, err = n.parts.Cgroups.Adopt(s.id); errors.Is(err, env.ErrNotFound) {
-		s.cgroup, err = n.parts.Cgroups.Create(s.id, env.Resources{}) // an empty one, to be removed with the rest
-	}
-	if err != nil {
+	if s.cgroup, err = n.parts.Cgroups.Adopt(s.id); err != nil {
 		return f, err
 	}
 	if f.frozen, err = s.cgroup.Frozen(); err != nil {
@@ -309,8 +310,9 @@ func (n *Node) known(id env.SlotID) bool {
 func (n *Node) destroyOrphan(ctx context.Context, id env.SlotID) error {
 	s := newSlot(id, &env.Class{})
 	s.state.ID = id
-	if cg, err := n.parts.Cgroups.Adopt(id); err == nil {
+	cg, err := n.parts.Cgroups.Adopt(id)
+	if err == nil {
 		s.cgroup = cg
 	}
-	return n.destroy(ctx, s)
+	return errors.Join(err, n.destroy(ctx, s))
 }

@@ -14,8 +14,13 @@ import (
 // (an age reached, a journal grown) is seen then.
 const idleCheck = 10 * time.Second
 
-// sweepEvery is how often orphans are looked for.
-const sweepEvery = 5 * time.Minute
+// Orphans are looked for at the start, soon after it, because what an agent that died
+// had asked of the runtime may come to be when its successor has looked, and now and
+// then.
+const (
+	sweepSoon  = 15 * time.Second
+	sweepEvery = 5 * time.Minute
+)
 
 // step does the one most useful thing for the pools. It returns 0 if there may
 // be more to do at once, else how long to wait unless something changes.
@@ -34,8 +39,8 @@ func (n *Node) step(ctx context.Context) (time.Duration, error) {
 	if s := n.nextDoomed(now); s != nil {
 		return 0, n.destroy(context.WithoutCancel(ctx), s)
 	}
-	if now.Sub(n.sweptAt) > sweepEvery {
-		n.sweptAt = now
+	if now.After(n.sweepAt) {
+		n.sweepAt = now.Add(sweepEvery)
 		if err := errors.Join(n.sweep(ctx, nil), n.pruneArchive()); err != nil {
 			return idleCheck, fmt.Errorf("sweep orphans: %w", err)
 		}

@@ -105,18 +105,21 @@ func (n *Node) keepPromise(s *slot) {
 	n.poke()
 }
 
-// limit puts a claim's own limits in force, before anything else of the slot is
-// touched. It reports whether there were any.
-func (n *Node) limit(s *slot) (bool, error) {
-	set := changed(s.boot, s.resources(n.stateOf(s)))
-	if set == (env.Resources{}) {
-		return false, nil
+// limitsOf are a claim's own limits, as far as they are not in force.
+func (n *Node) limitsOf(s *slot) env.Resources {
+	return changed(s.boot, s.resources(n.stateOf(s)))
+}
+
+// limit puts a claim's own limits in force.
+func (s *slot) limit(r env.Resources) error {
+	if r == (env.Resources{}) {
+		return nil
 	}
-	err := s.cgroup.SetLimits(set)
+	err := s.cgroup.SetLimits(r)
 	if errors.Is(err, env.ErrState) {
 		err = fmt.Errorf("%w; ask for more, or claim another class: %w", errUnfit, err)
 	}
-	return true, err
+	return err
 }
 
 // tryOthers gives a claim that cannot have its slot the others of the pool, one

@@ -351,32 +351,12 @@ func (n *Node) personalise(ctx context.Context, s *slot, c *Claim, digest string
 	if err != nil {
 		return err
 	}
-	hostname := c.Hostname
-	if hostname == "" {
-		hostname = string(c.ID)
-	}
 	if err := n.change(s, func(st *slotState) { st.claimedBy(c, digest, warm, s.class, n.moment()) }); err != nil {
 		return err
 	}
 	watch.lap("journal")
-	own, err := n.limit(s)
-	if err != nil {
+	if err := n.equip(s, c, files, c.binds, watch); err != nil {
 		return err
-	}
-	if own {
-		watch.lap("limits")
-	}
-	if err := n.inflate(s); err != nil { // before its memory holds anything secret
-		return err
-	}
-	mounted := s.mount(c.binds)
-	err = s.init.Personalise(files, hostname)
-	watch.lap("identity")
-	if err := errors.Join(err, <-mounted); err != nil {
-		return err
-	}
-	if len(c.binds) > 0 {
-		watch.lap("mounts")
 	}
 	n.parts.Detector.Claimed(s.id, c.ID)
 	if err := n.parts.Islands.Unlock(s.id, s.class.Egress, c.Egress); err != nil {
@@ -399,6 +379,37 @@ func (n *Node) personalise(ctx context.Context, s *slot, c *Claim, digest string
 	return nil
 }
 
+// equip gives a slot, which is frozen, all that its claim asks for but the network.
+// Limits are set beside the rest, unless the slot may not suit them: then nothing of
+// it may have been touched.
+func (n *Node) equip(s *slot, c *Claim, files []IdentityFile, binds []Bind, watch *stopwatch) error {
+	limits, limited := n.limitsOf(s), make(chan error, 1)
+	switch {
+	case limits == (env.Resources{}):
+		limited <- nil
+	case n.stateOf(s).Swappable, limits.MemoryBytes > 0 && limits.MemoryBytes < s.boot.MemoryBytes:
+		if err := s.limit(limits); err != nil {
+			return err
+		}
+		limited <- nil
+		watch.lap("limits")
+	default:
+		// Not as limit tells it: whatever the error, the slot has been touched.
+		go func() { limited <- s.cgroup.SetLimits(limits) }()
+		defer watch.lap("limits") // as far as it took longer
+	}
+	err := n.inflate(s) // before its memory holds anything secret
+	if err == nil {
+		err = s.init.Personalise(files, c.hostname())
+		watch.lap("identity")
+	}
+	if err == nil && len(binds) > 0 {
+		err = s.init.Mount(binds)
+		watch.lap("mounts")
+	}
+	return errors.Join(err, <-limited)
+}
+
 // claimedBy makes the state that of a claim under way.
 func (st *slotState) claimedBy(c *Claim, digest string, warm bool, class *env.Class, now moment) {
 	st.Phase = env.SlotClaimed
@@ -415,7 +426,7 @@ func (st *slotState) claimedBy(c *Claim, digest string, warm bool, class *env.Cl
 // that waited for the claim, and what happened to the slot while it was claimed.
 func (n *Node) afterClaim(call context.Context, s *slot, st slotState, watch *stopwatch, condemned string) {
 	n.work.Add(1)
-	go func() {
+	after := func() {
 		defer n.work.Done()
 		n.recordClaim(call, st, watch)
 		if !s.init.Alive() {
@@ -434,7 +445,12 @@ func (n *Node) afterClaim(call context.Context, s *slot, st slotState, watch *st
 		if waitsForClaim(s.class) {
 			n.claimed(ctx, s, st.Env.ID)
 		}
-	}()
+	}
+	if condemned != "" || waitsForClaim(s.class) {
+		go after()
+		return
+	}
+	time.AfterFunc(rest, after) // the answer has the processors until then
 }
 
 // claimed starts the services that wait for a claim.

@@ -338,20 +338,12 @@ func (u *upgrade) identify(s *slot, binds []Bind) error {
 	if err != nil {
 		return err
 	}
-	hostname := u.claim.Hostname
-	if hostname == "" {
-		hostname = string(u.id)
-	}
 	e := n.stateOf(u.old).Env.successor(s.class, u.key, u.snapshot.ID)
 	e.Phase = env.PhaseClaiming
 	if err := n.change(s, func(st *slotState) { st.Phase, st.Env = env.SlotClaimed, e }); err != nil {
 		return err
 	}
-	if _, err := n.limit(s); err != nil {
-		return err
-	}
-	mounted := s.mount(binds)
-	if err := errors.Join(s.init.Personalise(files, hostname), <-mounted); err != nil {
+	if err := n.equip(s, &u.claim, files, binds, newStopwatch()); err != nil {
 		return err
 	}
 	n.parts.Detector.Claimed(s.id, u.id)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 
 	"hearth/internal/env"
@@ -15,7 +16,10 @@ func TestDeathAtAnyStepOfAnUpgradeLeavesOneEnvironment(t *testing.T) {
 	for step := 1; ; step++ {
 		b := newBench(t)
 		left, died := 1<<30, false
+		var mu sync.Mutex // guards both: limits are set beside the rest
 		die := func() error {
+			mu.Lock()
+			defer mu.Unlock()
 			if left--; left < 0 {
 				died = true
 				return errors.New("dead")

@@ -237,10 +237,10 @@ func (w fakeCgroups) Create(slot env.SlotID, limits env.Resources) (Cgroup, erro
 func (w fakeCgroups) Adopt(slot env.SlotID) (Cgroup, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if c := w.cgroups[slot]; c != nil {
-		return c, nil
+	if w.cgroups[slot] == nil {
+		w.cgroups[slot] = &fakeCgroup{world: w.world, slot: slot}
 	}
-	return nil, env.ErrNotFound
+	return w.cgroups[slot], nil
 }
 
 func (w fakeCgroups) List() (ids []env.SlotID, _ error) {
