@@ -297,12 +297,20 @@ demo-stop: need-root ## end a demo that KEEP=1 left running
 
 BENCH_CLAIM ?= $(GO) test -run '^$$' -bench 'Claim|NodeCall|Containerd' -timeout 20m ./test/bench
 
-# Everything that is not a result goes to standard error.
-BENCH_LINES = awk '/^Benchmark/ { print; fflush(); next } { print > "/dev/stderr" }'
+# Everything that is not a result goes to standard error. Line by line: a run takes minutes.
+BENCH_LINES = sed -u -e '/^Benchmark/b' -e 'w /dev/stderr' -e d
 
-.PHONY: bench-claim bench-density bench-neighbours bench-snapshot bench-island bench-detect bench-disk bench-exec
+.PHONY: bench-claim bench-builds bench-density bench-neighbours bench-snapshot bench-island bench-detect bench-disk bench-exec
 bench-claim: need-root deps build image demo-programs ## benchmark claims beside containerd; prints only benchmark lines
 	@$(BENCH_CLAIM) | $(BENCH_LINES)
+
+# BASE is another build's nodeagent, kept before a change: cp bin/nodeagent /tmp/before.
+bench-builds: need-root need-base deps build image demo-programs ## compare claims by this build and by BASE=NODEAGENT, in turns on one stage
+	@HEARTH_BENCH_BASE='$(abspath $(BASE))' $(GO) test -run '^$$' -bench Builds -benchtime $(or $(TURNS),6)x -timeout 30m ./test/bench | $(BENCH_LINES)
+
+.PHONY: need-base
+need-base:
+	@[ -x '$(BASE)' ] || { echo "bench-builds: BASE='$(BASE)': name another build's nodeagent" >&2; exit 2; }
 
 bench-density: need-root deps build image demo-programs ## measure what 200 idle environments cost beside what they do
 	@$(GO) test -run '^$$' -bench Density -timeout 15m ./test/bench | $(BENCH_LINES)

@@ -86,15 +86,23 @@ const filling = 5 * time.Minute
 // prepared any more, and the controller knows.
 func (c *clients) settle(b *testing.B, ids ...string) {
 	b.Helper()
-	for _, id := range ids {
-		if _, err := c.node.Release(context.Background(), &hearthv1.NodeReleaseRequest{Environment: id}); err != nil {
-			b.Fatal(err)
-		}
+	if err := c.release(ids); err != nil {
+		b.Fatal(err)
 	}
 	if _, err := c.stage.Node.PoolFull(filling); err != nil {
 		b.Fatal(err)
 	}
 	time.Sleep(heard)
+}
+
+// release ends environments, all that can be.
+func (c *clients) release(ids []string) error {
+	var errs []error
+	for _, id := range ids {
+		_, err := c.node.Release(context.Background(), &hearthv1.NodeReleaseRequest{Environment: id})
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 // heard is when the controller knows of a full pool: with the next heartbeat.
@@ -112,10 +120,16 @@ func (c *clients) limit(b *testing.B, slots int) {
 }
 
 // rounds calls one for each iteration of b, with the number of the iteration, and
-// settles whenever so many environments are claimed as the node can give away.
+// settles whenever so many environments are claimed as the node can give away. If one
+// fails, the next benchmark finds none of them.
 func (c *clients) rounds(b *testing.B, most int, one func(i int) (id string)) {
 	b.Helper()
 	var ids []string
+	defer func() {
+		if b.Failed() {
+			_ = c.release(ids) // what failed first is told
+		}
+	}()
 	for i := 0; b.Loop(); i++ {
 		b.StopTimer()
 		if len(ids) == most {

@@ -53,6 +53,11 @@ func neighbours(b *testing.B, name string) (claims, execs sample) {
 	b.Helper()
 	g := &guest{}
 	var ids []string
+	defer func() {
+		if b.Failed() {
+			_ = host.release(ids)
+		}
+	}()
 	for i := range b.N {
 		word := fmt.Sprintf("%s-%s-%d-%d", b.Name(), name, i, time.Now().UnixNano())
 		begun := time.Now()

@@ -1,6 +1,7 @@
 package stage
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"os/exec"
@@ -163,7 +164,7 @@ func (s *Stage) Limit(slots int) error {
 }
 
 func (s *Stage) StartAgent() error {
-	return s.startLogged("agent", exec.Command(s.Program("nodeagent"), "run", "--config", s.Path("nodeagent.yaml")))
+	return s.startLogged("agent", exec.Command(cmp.Or(s.Agent, s.Program("nodeagent")), "run", "--config", s.Path("nodeagent.yaml")))
 }
 
 // PrintKept says what to try in a demo that was left running.

@@ -29,6 +29,8 @@ type Stage struct {
 	// kind the node may have, SlotMemory what each may use.
 	WarmSlots, MaxSlots int
 	SlotMemory          string
+	// Agent is the nodeagent that StartAgent starts; "" is this tree's.
+	Agent string
 
 	dir        string
 	instance   string
