@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cilium/ebpf"
+
 	hearthv1 "hearth/api/hearth/v1"
 )
 
@@ -149,23 +151,40 @@ func (s *Stage) stateFiles() []string {
 	return append(tree(filepath.Join(s.dir, "state", "slots")), tree(filepath.Join(s.dir, "state", "containerd", "io.containerd.snapshotter.v1.overlayfs", "snapshots"))...)
 }
 
-// mapEntries counts the entries of every pinned map, but those that remember
-// flows by design until they are needed.
+// mapEntries has an entry for each one of every pinned map.
 func (s *Stage) mapEntries() (out []string) {
 	for _, pin := range tree(filepath.Join("/sys/fs/bpf", s.instance)) {
-		b, err := exec.Command("bpftool", "-j", "map", "dump", "pinned", pin).Output()
-		if err != nil {
-			continue // a link or program, or a ring buffer
-		}
-		var entries []json.RawMessage
-		if json.Unmarshal(b, &entries) != nil {
+		if info, err := os.Stat(pin); err != nil || info.IsDir() {
 			continue
 		}
-		for i := range entries {
+		m, err := ebpf.LoadPinnedMap(pin, &ebpf.LoadPinOptions{ReadOnly: true})
+		if err != nil {
+			continue // a link or program
+		}
+		n := 0
+		if m.Type() != ebpf.RingBuf {
+			n = entriesOf(m)
+		}
+		must(m.Close())
+		for i := range n {
 			out = append(out, fmt.Sprintf("%s[%d]", filepath.Base(pin), i))
 		}
 	}
 	return out
+}
+
+// entriesOf counts a map's keys, which may come and go meanwhile.
+func entriesOf(m *ebpf.Map) (n int) {
+	var key any // the first one follows none
+	for uint32(n) < m.MaxEntries() {
+		next, err := m.NextKeyBytes(key)
+		must(err)
+		if next == nil {
+			break
+		}
+		key, n = next, n+1
+	}
+	return n
 }
 
 func (s *Stage) ctr(args ...string) *exec.Cmd {
