@@ -242,7 +242,8 @@ type Readiness struct {
 	// +optional
 	Timeout *metav1.Duration `json:"timeout,omitempty"`
 
-	// interval is the pause between two attempts.
+	// interval is the pause between two attempts. The first ones come sooner, a
+	// millisecond apart (a command: ten) and then each time twice as long.
 	// +kubebuilder:default="100ms"
 	// +optional
 	Interval *metav1.Duration `json:"interval,omitempty"`

@@ -12,6 +12,7 @@ const (
 	defaultProbeTimeout  = 30 * time.Second
 	defaultProbeInterval = 50 * time.Millisecond
 	leastProbeInterval   = 10 * time.Millisecond
+	firstProbePause      = time.Millisecond
 	probeAttempt         = 5 * time.Second // of one try
 )
 
@@ -107,4 +108,14 @@ func timesOf(p wire.Probe, limit time.Duration) (timeout, interval time.Duration
 		interval = defaultProbeInterval
 	}
 	return timeout, max(interval, leastProbeInterval)
+}
+
+// firstPause is that between the first two attempts; the next ones double, up to
+// interval. Most services need a few milliseconds, which nobody should make a tenth of
+// a second. A command is a process each time.
+func firstPause(p wire.Probe, interval time.Duration) time.Duration {
+	if len(p.Command) > 0 {
+		return leastProbeInterval
+	}
+	return min(firstProbePause, interval)
 }

@@ -35,7 +35,7 @@ func (m *services) awaitReady(ctx context.Context, limit time.Duration) error {
 		}
 	}
 	told := ""
-	for {
+	for pause := firstPause(class.Probe, interval); ; pause = min(2*pause, interval) {
 		missing := notStarted(list)
 		if missing == "" {
 			err := m.probe(ctx, class)
@@ -52,7 +52,7 @@ func (m *services) awaitReady(ctx context.Context, limit time.Duration) error {
 			return m.unready(list, missing)
 		}
 		select {
-		case <-time.After(interval):
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return m.unready(list, fmt.Sprintf("%s; gave up after %v", missing, timeout))
 		}

@@ -127,17 +127,23 @@ func (a islandsAdapter) Create(ctx context.Context, slot env.SlotID, ids env.IDR
 	if err != nil {
 		return warm.Island{}, err
 	}
-	record, err := json.Marshal(i.Record())
-	if err != nil {
-		return warm.Island{}, fmt.Errorf("encode island: %w", err)
-	}
 	return warm.Island{
-		IslandInfo: warm.IslandInfo{NetID: i.NetID, Address: i.Address, Record: record},
+		IslandInfo: warm.IslandInfo{NetID: i.NetID, Address: i.Address},
 		UserNS:     i.UserNS(),
 		NetNS:      fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), i.NetNSFile().Fd()),
 		Held: func() bool {
 			_, err := os.Readlink(i.UserNS()) // not of a process that has ended
 			return err == nil
+		},
+		Connect: func(ctx context.Context) ([]byte, error) {
+			if err := a.Connect(ctx, slot); err != nil {
+				return nil, err
+			}
+			record, err := json.Marshal(i.Record())
+			if err != nil {
+				return nil, fmt.Errorf("encode island: %w", err)
+			}
+			return record, nil
 		},
 		ReleaseHolder: i.ReleaseHolder,
 	}, nil

@@ -93,6 +93,11 @@ func (r *Runtime) Image(ctx context.Context, ref string) (Image, error) {
 	if err != nil {
 		return Image{}, r.fail(fmt.Sprintf("find image %q", ref), err)
 	}
+	if seen, ok := r.unpacked.Load(img.Target().Digest.String()); ok {
+		known := seen.(Image)
+		known.Ref = img.Name()
+		return known, nil
+	}
 	return r.unpack(ctx, img)
 }
 
@@ -113,7 +118,7 @@ func (r *Runtime) unpack(ctx context.Context, img client.Image) (Image, error) {
 	if err != nil {
 		return Image{}, r.fail(op, err)
 	}
-	return Image{
+	unpacked := Image{
 		Ref:        img.Name(),
 		Digest:     img.Target().Digest.String(),
 		Env:        spec.Config.Env,
@@ -122,7 +127,9 @@ func (r *Runtime) unpack(ctx context.Context, img client.Image) (Image, error) {
 		User:       spec.Config.User,
 		WorkingDir: spec.Config.WorkingDir,
 		chainID:    identity.ChainID(diffs).String(),
-	}, nil
+	}
+	r.unpacked.Store(unpacked.Digest, unpacked)
+	return unpacked, nil
 }
 
 // pull has containerd's transfer service fetch and unpack ref.

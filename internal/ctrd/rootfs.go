@@ -49,9 +49,19 @@ func (r *Runtime) Prepare(ctx context.Context, slot env.SlotID, img Image, ids e
 	if err != nil {
 		return Rootfs{}, r.fail(op, err)
 	}
-	mounts, err := r.snapshots().Prepare(ctx, string(slot), img.chainID,
-		client.WithRemapperLabels(0, ids.Base, 0, ids.Base, ids.Size),
-		snapshots.WithLabels(r.instanceLabels()))
+	prepare := func() ([]mount.Mount, error) {
+		return r.snapshots().Prepare(ctx, string(slot), img.chainID,
+			client.WithRemapperLabels(0, ids.Base, 0, ids.Base, ids.Size),
+			snapshots.WithLabels(r.instanceLabels()))
+	}
+	mounts, err := prepare()
+	if errdefs.IsNotFound(err) { // its layers have gone since they were seen
+		r.unpacked.Delete(img.Digest)
+		if _, err := r.Image(ctx, img.Ref); err != nil {
+			return Rootfs{}, err
+		}
+		mounts, err = prepare()
+	}
 	if errdefs.IsAlreadyExists(err) {
 		mounts, err = r.snapshots().Mounts(ctx, string(slot))
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -27,6 +28,9 @@ type Runtime struct {
 	client *client.Client
 	shims  *shims
 	found  foundRuntimes
+	// unpacked holds, by digest, the Images whose layers were found unpacked: to ask
+	// again for each slot would be five round trips for what does not change.
+	unpacked sync.Map
 }
 
 // Open connects to containerd. With Config.BinDir it first starts a containerd

@@ -69,8 +69,8 @@ type Probe struct {
 	TCPPort  uint16        `json:"tcpPort,omitempty"` // ready when 127.0.0.1:port accepts
 	HTTP     *HTTPProbe    `json:"http,omitempty"`    // ready when the answer's status is 200–399
 	File     *FileProbe    `json:"file,omitempty"`
-	Timeout  time.Duration `json:"timeout,omitempty"` // of the whole probing; 0 is 30 s
-	Interval time.Duration `json:"interval,omitempty"`
+	Timeout  time.Duration `json:"timeout,omitempty"`  // of the whole probing; 0 is 30 s
+	Interval time.Duration `json:"interval,omitempty"` // at most, between two attempts; 0 is 50 ms
 }
 
 // FileProbe is passed when Path is a regular file, with content if NonEmpty.

@@ -27,7 +27,7 @@ func BenchmarkKernelVerdict(b *testing.B) {
 	}{{"established-out", s.kernel.IslandOut, ping}, {"established-in", s.kernel.IslandIn, back}, {"refused-private", s.kernel.IslandOut, private}} {
 		b.Run(c.name, func(b *testing.B) {
 			const repeat = 200_000
-			opts := &ebpf.RunOptions{Data: c.f.bytes(), Context: skbContext{IfIndex: uint32(g.IfIndex)}, Repeat: repeat}
+			opts := &ebpf.RunOptions{Data: c.f.bytes(), Context: skbContext{IfIndex: g.ifindex()}, Repeat: repeat}
 			runs := 0
 			for b.Loop() {
 				if _, err := c.prog.Run(opts); err != nil {
@@ -60,7 +60,7 @@ func BenchmarkKernelCreateDestroy(b *testing.B) {
 	s := newSite(b, nil)
 	for b.Loop() {
 		slot := env.NewSlotID()
-		if _, err := s.Create(b.Context(), slot, testIDs); err != nil {
+		if _, err := s.connected(b.Context(), slot); err != nil {
 			b.Fatal(err)
 		}
 		if err := s.Destroy(b.Context(), slot); err != nil {

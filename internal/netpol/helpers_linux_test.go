@@ -100,12 +100,23 @@ type guest struct {
 
 var testIDs = env.IDRange{Base: 1 << 30, Size: env.IDRangeSize}
 
+// connected makes a whole island.
+func (m *Manager) connected(ctx context.Context, slot env.SlotID) (*Island, error) {
+	is, err := m.Create(ctx, slot, testIDs)
+	if err != nil {
+		return nil, err
+	}
+	return is, m.Connect(ctx, slot)
+}
+
+func (g *guest) ifindex() uint32 { return uint32(g.Record().IfIndex) }
+
 func (s *site) guest(t testing.TB) *guest {
 	t.Helper()
 	slot := env.NewSlotID()
-	is, err := s.Create(t.Context(), slot, testIDs)
+	is, err := s.connected(t.Context(), slot)
 	if err != nil {
-		t.Fatalf("Create: %v", err)
+		t.Fatal(err)
 	}
 	return &guest{kerneltest.FromFile(t, is.NetNSFile()), is, slot, s.Manager}
 }

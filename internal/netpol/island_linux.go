@@ -10,18 +10,20 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
 
 	"hearth/bpf"
 	"hearth/internal/env"
 )
 
-// island is the Manager's book of one island. The first four fields never
+// island is the Manager's book of one island. The first five fields never
 // change.
 type island struct {
 	slot    env.SlotID
 	netID   env.NetID
 	address netip.Addr
-	name    string // of the host's end
+	name    string      // of the host's end
+	ids     env.IDRange // zero for an adopted one, which needs them no more
 
 	mu       sync.Mutex // guards what follows and the order of this island's kernel writes
 	ifindex  int        // 0 until the link exists
@@ -45,7 +47,6 @@ type Island struct {
 	Address  netip.Addr
 	Gateway  netip.Addr
 	HostLink string
-	IfIndex  int
 
 	inner *island
 }
@@ -74,7 +75,7 @@ func (i *Island) NetNSFile() *os.File {
 // container is created, or never to be. Idempotent.
 func (i *Island) ReleaseHolder() error { return i.inner.letGo() }
 
-// Record is what a journal keeps for Adopt.
+// Record is what a journal keeps for Adopt, once Connect has returned.
 func (i *Island) Record() IslandRecord { return i.inner.record() }
 
 func (is *island) letGo() error {
@@ -101,60 +102,89 @@ func (is *island) record() IslandRecord {
 	}
 }
 
-// Create makes a slot's island, locked: namespaces, link, addresses, programs
-// attached and pinned. Nothing is left of an island whose making failed.
-// Errors wrap env.ErrExists, env.ErrExhausted and env.ErrUnsupported.
+// Create makes a slot's island: namespaces and no link yet, which Connect gives it.
+// Nothing is left of an island whose making failed. Errors wrap env.ErrExists,
+// env.ErrExhausted and env.ErrUnsupported.
 func (m *Manager) Create(ctx context.Context, slot env.SlotID, ids env.IDRange) (*Island, error) {
 	if ids.Base == 0 || ids.Size == 0 {
 		return nil, fmt.Errorf("%w: id range %d+%d of slot %s", env.ErrInvalid, ids.Base, ids.Size, slot)
 	}
-	is, err := m.reserve(slot)
+	is, err := m.reserve(slot, ids)
 	if err != nil {
 		return nil, err
 	}
-	if err := m.build(ctx, is, ids); err != nil {
+	if err := is.hold(ctx, m.cfg.InitPath); err != nil {
 		return nil, errors.Join(fmt.Errorf("make island of %s: %w", slot, err), m.teardown(is))
 	}
-	return &Island{NetID: is.netID, Address: is.address, Gateway: m.cfg.gateway(), HostLink: is.name, IfIndex: is.ifindex, inner: is}, nil
+	return &Island{NetID: is.netID, Address: is.address, Gateway: m.cfg.gateway(), HostLink: is.name, inner: is}, nil
 }
 
-// build takes the steps in the order that leaves no moment unjudged: record,
-// programs, and only then a link that is up.
-func (m *Manager) build(ctx context.Context, is *island, ids env.IDRange) error {
-	h, err := hold(ctx, m.cfg.InitPath, ids)
+func (is *island) hold(ctx context.Context, initPath string) error {
+	h, err := hold(ctx, initPath, is.ids)
 	if err != nil {
 		return err
 	}
 	is.mu.Lock()
+	defer is.mu.Unlock()
 	is.holder = h
-	is.mu.Unlock()
-	ns, err := os.Open(h.path("net"))
-	if err != nil {
+	if is.ns, err = os.Open(h.path("net")); err != nil {
 		return fmt.Errorf("open network namespace: %w", err)
 	}
+	return nil
+}
+
+// Connect gives an island its link, addresses, and programs attached and pinned;
+// it is locked. Most of the time it waits for the kernel, while a container may be
+// made in the namespaces, which ReleaseHolder must not let go before. After an
+// error nothing is left of the island.
+func (m *Manager) Connect(ctx context.Context, slot env.SlotID) error {
+	is, err := m.island(slot)
+	if err != nil {
+		return err
+	}
 	is.mu.Lock()
-	defer is.mu.Unlock()
-	is.ns = ns
-	link, err := veth(is.name, m.cfg.linkAlias(is.slot), m.mtu, int(ns.Fd()))
+	if is.gone || is.ns == nil || is.ifindex != 0 {
+		is.mu.Unlock()
+		return fmt.Errorf("%w: island of %s: it has its link, or its namespaces were let go", env.ErrState, slot)
+	}
+	err = m.connect(ctx, is)
+	is.mu.Unlock()
+	if err != nil {
+		return errors.Join(fmt.Errorf("connect island of %s: %w", slot, err), m.teardown(is))
+	}
+	return nil
+}
+
+// connect takes the steps in the order that leaves no moment unjudged: record and
+// programs, and only then a link that is up. Each change of a link's programs and of a
+// map of maps waits for a grace period of RCU, so that the two go side by side.
+// Callers hold mu.
+func (m *Manager) connect(ctx context.Context, is *island) error {
+	link, err := veth(is.name, m.cfg.linkAlias(is.slot), m.mtu, int(is.ns.Fd()))
 	if err != nil {
 		return err
 	}
 	is.ifindex = link.Index
 	copy(is.mac[:], link.PeerHardwareAddr)
 	copy(is.hostMAC[:], link.HardwareAddr)
-	if err := m.enter(is); err != nil {
+	var judged errgroup.Group
+	var attached string
+	judged.Go(func() error { return m.enter(is) })
+	judged.Go(func() (err error) {
+		attached, err = attach(m.cfg, m.kernel, is.slot, link.Index)
+		return err
+	})
+	if err := judged.Wait(); err != nil {
 		return err
 	}
-	if is.attach, err = attach(m.cfg, m.kernel, is.slot, is.ifindex); err != nil {
-		return err
-	}
-	if err := furnish(ns, link, is.address, m.cfg.gateway(), ids); err != nil {
+	is.attach = attached
+	if err := furnish(is.ns, link, is.address, m.cfg.gateway(), is.ids); err != nil {
 		return err
 	}
 	if err := raiseHost(link, is.address); err != nil {
 		return err
 	}
-	return awaitUp(ctx, ns, link)
+	return awaitUp(ctx, is.ns, link)
 }
 
 // enter gives the island its kernel entries; the record, locked, comes last.

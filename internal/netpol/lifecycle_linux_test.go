@@ -108,7 +108,7 @@ func TestKernelKillMeHelper(t *testing.T) {
 		t.Fatal(err)
 	}
 	slot := env.SlotID(os.Getenv("HEARTH_KILL_ME"))
-	is, err := m.Create(t.Context(), slot, testIDs)
+	is, err := m.connected(t.Context(), slot)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -258,11 +258,54 @@ func TestKernelAdoptRefusesARecordThatTheKernelDoesNotKnow(t *testing.T) {
 	}
 }
 
+// A slot that is given up before it has a container has namespaces and no link.
+func TestKernelAnIslandWithoutLinkIsShutAndGoesWhole(t *testing.T) {
+	s := newSite(t, nil)
+	slot := env.NewSlotID()
+	is, err := s.Create(t.Context(), slot, testIDs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Lock(slot); err != nil {
+		t.Errorf("lock: %v", err)
+	}
+	if err := s.Unlock(slot, internet, nil); !errors.Is(err, env.ErrState) {
+		t.Errorf("unlock: %v, want ErrState", err)
+	}
+	if err := is.ReleaseHolder(); err != nil {
+		t.Error(err)
+	}
+	if err := s.Connect(t.Context(), slot); !errors.Is(err, env.ErrState) {
+		t.Errorf("connect without namespaces: %v, want ErrState", err)
+	}
+	if err := s.Destroy(t.Context(), slot); err != nil {
+		t.Error(err)
+	}
+	if slots, err := s.present(); err != nil || len(slots) != 0 {
+		t.Errorf("left: %v, %v", slots, err)
+	}
+	if err := s.Connect(t.Context(), slot); !errors.Is(err, env.ErrNotFound) {
+		t.Errorf("connect what is gone: %v, want ErrNotFound", err)
+	}
+}
+
+func TestKernelASecondConnectLeavesTheIslandAsItIs(t *testing.T) {
+	s := newSite(t, nil)
+	g := s.guest(t)
+	if err := s.Connect(t.Context(), g.slot); !errors.Is(err, env.ErrState) {
+		t.Errorf("connect again: %v, want ErrState", err)
+	}
+	if slots, err := s.present(); err != nil || len(slots) != 1 {
+		t.Errorf("islands: %v, %v, want the one", slots, err)
+	}
+	g.unlock(t, internet, nil)
+}
+
 func TestKernelFullMapsRefuseTheNewcomerOnly(t *testing.T) {
 	s := newSite(t, func(c *Config) { c.MaxIslands = 1; c.FlowQuota = 4; c.NewFlowRate = 1000 })
 	g := s.guest(t)
 	g.unlock(t, internet, nil)
-	if _, err := s.Create(t.Context(), env.NewSlotID(), testIDs); !errors.Is(err, env.ErrExhausted) {
+	if _, err := s.connected(t.Context(), env.NewSlotID()); !errors.Is(err, env.ErrExhausted) {
 		t.Errorf("a second island: %v, want ErrExhausted", err)
 	}
 	if slots, _ := s.present(); len(slots) != 1 {

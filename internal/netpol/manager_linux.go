@@ -122,7 +122,7 @@ func (m *Manager) island(slot env.SlotID) (*island, error) {
 
 // reserve gives a new island its number and address, and its place in the
 // books, so that a sweep knows what is being made.
-func (m *Manager) reserve(slot env.SlotID) (*island, error) {
+func (m *Manager) reserve(slot env.SlotID, ids env.IDRange) (*island, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.islands[slot] != nil {
@@ -142,7 +142,7 @@ func (m *Manager) reserve(slot env.SlotID) (*island, error) {
 	if err := m.kernel.NextNetId.Update(key, id, ebpf.UpdateAny); err != nil {
 		return nil, fmt.Errorf("write next net id: %w", err)
 	}
-	is := &island{slot: slot, netID: env.NetID(id), address: addr, name: m.cfg.linkName(slot)}
+	is := &island{slot: slot, netID: env.NetID(id), address: addr, name: m.cfg.linkName(slot), ids: ids}
 	m.islands[slot], m.addresses[addr] = is, is
 	return is, nil
 }

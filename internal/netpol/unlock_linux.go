@@ -38,8 +38,13 @@ func (m *Manager) SetPolicy(slot env.SlotID, class env.EgressPolicy, claim *env.
 	return m.change(slot, func(is *island) error { return m.setPolicies(is, is.mode, class, claim) })
 }
 
-// Lock shuts the island in both directions, open flows included.
+// Lock shuts the island in both directions, open flows included. One that was never
+// connected is shut.
 func (m *Manager) Lock(slot env.SlotID) error {
+	is, err := m.island(slot)
+	if err != nil || !is.linked() {
+		return err
+	}
 	return m.change(slot, func(is *island) error {
 		if err := m.judgeAgain(is); err != nil {
 			return err
@@ -76,6 +81,12 @@ func (m *Manager) change(slot env.SlotID, f func(*island) error) error {
 		return fmt.Errorf("%w: the island of %s is being made or taken down", env.ErrState, slot)
 	}
 	return f(is)
+}
+
+func (is *island) linked() bool {
+	is.mu.Lock()
+	defer is.mu.Unlock()
+	return is.ifindex != 0
 }
 
 // setPolicies writes the record with new policies. Callers hold the island.

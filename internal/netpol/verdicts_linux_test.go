@@ -26,7 +26,7 @@ const (
 // judgeFrame runs one program over one packet, without sending it.
 func (g *guest) judgeFrame(t testing.TB, prog *ebpf.Program, b []byte) uint32 {
 	t.Helper()
-	ret, err := prog.Run(&ebpf.RunOptions{Data: b, Context: skbContext{IfIndex: uint32(g.IfIndex)}})
+	ret, err := prog.Run(&ebpf.RunOptions{Data: b, Context: skbContext{IfIndex: g.ifindex()}})
 	if err != nil {
 		t.Fatalf("run %s: %v", prog, err)
 	}
@@ -246,15 +246,15 @@ func TestKernelLinkWithoutARecordIsShut(t *testing.T) {
 	g.unlock(t, internet, nil)
 	f := g.base().bytes()
 	var rec bpf.IslandIsland
-	if err := s.kernel.Islands.Lookup(uint32(g.IfIndex), &rec); err != nil {
+	if err := s.kernel.Islands.Lookup(g.ifindex(), &rec); err != nil {
 		t.Fatal(err)
 	}
 	for name, lose := range map[string]func() error{
 		"policy entries": func() error {
 			rec.ClassPolicy, rec.ClaimPolicy = 4_000_000_000, 4_000_000_000
-			return s.kernel.Islands.Update(uint32(g.IfIndex), rec, ebpf.UpdateLock)
+			return s.kernel.Islands.Update(g.ifindex(), rec, ebpf.UpdateLock)
 		},
-		"record": func() error { return s.kernel.Islands.Delete(uint32(g.IfIndex)) },
+		"record": func() error { return s.kernel.Islands.Delete(g.ifindex()) },
 	} {
 		if err := lose(); err != nil {
 			t.Fatal(err)

@@ -122,6 +122,9 @@ func (n *Node) lay(ctx context.Context, class *env.Class) {
 		if err := n.layOut(ctx, s); err != nil {
 			return err
 		}
+		if err := s.connect(ctx); err != nil {
+			return err
+		}
 		return n.change(s, func(st *slotState) {
 			st.Phase = env.SlotCreated
 			st.Image, st.Upper = s.image.Digest, s.files.Upper

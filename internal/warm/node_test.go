@@ -249,7 +249,7 @@ func TestRestartKeepsEnvironmentsAndReadySlots(t *testing.T) {
 func TestNoFaultLeaksOrLosesASlot(t *testing.T) {
 	requireChown(t)
 	for _, call := range []string{
-		"image", "prepare", "island", "cgroup", "bind", "create", "open", "identity-open", "start", "dial",
+		"image", "prepare", "island", "cgroup", "bind", "connect", "create", "open", "identity-open", "start", "dial",
 		"configure", "ready", "policy", "freeze", "identity", "unlock", "thaw", "kill", "delete", "rmisland", "rmcgroup", "bound", "unbound",
 	} {
 		t.Run(call, func(t *testing.T) {

@@ -97,7 +97,7 @@ type Cgroup interface {
 
 // islands makes and enforces the slots' networks.
 type islands interface {
-	// Create makes a locked island whose enforcement is in force on return.
+	// Create makes an island's namespaces.
 	Create(ctx context.Context, slot env.SlotID, ids env.IDRange) (Island, error)
 	// Adopt takes an island back after a restart, or says why it cannot.
 	Adopt(ctx context.Context, slot env.SlotID, record []byte) (IslandInfo, error)
@@ -121,7 +121,10 @@ type Island struct {
 	NetNS  string
 	// Held reports whether the namespaces are still there; nil is for ever. ReleaseHolder
 	// ends what holds them.
-	Held          func() bool
+	Held func() bool
+	// Connect gives the namespaces a link, locked, whose enforcement is in force on
+	// return, and returns the record. It is to be called once, before ReleaseHolder.
+	Connect       func(ctx context.Context) (record []byte, err error)
 	ReleaseHolder func() error
 }
 

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"hearth/internal/durable"
 	"hearth/internal/env"
 )
@@ -160,7 +162,8 @@ func (n *Node) layOut(ctx context.Context, s *slot) error {
 	if err != nil {
 		return err
 	}
-	s.island, s.namespaces = island.IslandInfo, namespaces{island.UserNS, island.NetNS, island.Held, island.ReleaseHolder}
+	s.island = island.IslandInfo
+	s.namespaces = namespaces{island.UserNS, island.NetNS, island.Held, island.Connect, island.ReleaseHolder}
 	if s.cgroup, err = n.parts.Cgroups.Create(id, s.boot); err != nil {
 		return err
 	}
@@ -170,9 +173,9 @@ func (n *Node) layOut(ctx context.Context, s *slot) error {
 	return n.parts.Disk.Watch(id, s.cgroup.ID(), s.class.Name)
 }
 
-// raise makes a slot that is laid out ready: the island and the sensors are there
-// before the first process, the door to its identity before the first process of the
-// image.
+// raise makes a slot that is laid out ready: the sensors are there before the first
+// process, the island's link and the door to its identity before the first process of
+// the image.
 func (n *Node) raise(ctx context.Context, s *slot, fill fill) error {
 	if fill != nil {
 		if err := fill(ctx, s.image, s.files); err != nil {
@@ -199,8 +202,9 @@ func (n *Node) raise(ctx context.Context, s *slot, fill fill) error {
 // namespaces are those of a slot that has no container yet.
 type namespaces struct {
 	user, net string
-	held      func() bool  // nil is for ever
-	release   func() error // ends what holds them; nil for none
+	held      func() bool                                      // nil is for ever
+	connect   func(context.Context) (record []byte, err error) // nil once they have a link
+	release   func() error                                     // ends what holds them; nil for none
 }
 
 func (ns *namespaces) letGo() error {
@@ -212,7 +216,17 @@ func (ns *namespaces) letGo() error {
 	return release()
 }
 
-// contain makes the container in the slot's namespaces.
+// connect gives the slot's namespaces their link, if they have none.
+func (s *slot) connect(ctx context.Context) (err error) {
+	if s.namespaces.connect == nil {
+		return nil
+	}
+	s.island.Record, err = s.namespaces.connect(ctx)
+	s.namespaces.connect = nil
+	return err
+}
+
+// contain makes the container in the slot's namespaces, and their link meanwhile.
 func (n *Node) contain(ctx context.Context, s *slot) error {
 	// What holds them may go as soon as the container has been created, or has not.
 	defer func() {
@@ -222,18 +236,25 @@ func (n *Node) contain(ctx context.Context, s *slot) error {
 	}()
 	class := *s.class
 	class.Resources = s.boot
-	pid, err := n.parts.Runtime.Create(ctx, Container{
-		Slot: s.id, Class: &class, Image: s.image, IDs: s.files.IDs,
-		UserNS: s.namespaces.user, NetNS: s.namespaces.net,
-		Cgroup: s.cgroup.ContainerPath(), Workspace: s.files.Workspace,
+	var pid int
+	both, making := errgroup.WithContext(ctx)
+	both.Go(func() error { return s.connect(making) })
+	both.Go(func() (err error) {
+		pid, err = n.parts.Runtime.Create(making, Container{
+			Slot: s.id, Class: &class, Image: s.image, IDs: s.files.IDs,
+			UserNS: s.namespaces.user, NetNS: s.namespaces.net,
+			Cgroup: s.cgroup.ContainerPath(), Workspace: s.files.Workspace,
+		})
+		return err
 	})
-	if err != nil {
+	if err := both.Wait(); err != nil {
 		return err
 	}
 	// Now the container has a cgroup of its own below.
 	if err := s.cgroup.SetLimits(s.boot); err != nil {
 		return err
 	}
+	var err error
 	if s.init, err = n.parts.Inits.Open(pid); err != nil {
 		return err
 	}

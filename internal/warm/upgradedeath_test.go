@@ -112,8 +112,11 @@ func TestDeathAtAnyStepOfARestoreLeavesNoFilledSlotInAPool(t *testing.T) {
 	requireChown(t)
 	for step := 1; ; step++ {
 		b := newBench(t)
+		var mu sync.Mutex // of left and died: a link and a container are made side by side
 		left, died := 1<<30, false
 		die := func() error {
+			mu.Lock()
+			defer mu.Unlock()
 			if left--; left < 0 {
 				died = true
 				return errors.New("dead")
@@ -127,8 +130,10 @@ func TestDeathAtAnyStepOfARestoreLeavesNoFilledSlotInAPool(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b.world.failWith(func(string) error { return die() })
+		mu.Lock()
 		left = step - 1
+		mu.Unlock()
+		b.world.failWith(func(string) error { return die() })
 		_, answered := n.Claim(t.Context(), Claim{Class: "demo", Tenant: "acme", Snapshot: snap.ID})
 		n.work.Wait()
 		b.world.failWith(nil)

@@ -328,9 +328,14 @@ func (w fakeIslands) Create(_ context.Context, slot env.SlotID, _ env.IDRange) (
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.islands[slot] = "locked"
-	rec, _ := json.Marshal(slot)
 	return Island{
-		IslandInfo: IslandInfo{NetID: 1, Address: netip.MustParseAddr("100.96.0.2"), Record: rec},
+		IslandInfo: IslandInfo{NetID: 1, Address: netip.MustParseAddr("100.96.0.2")},
+		Connect: func(context.Context) ([]byte, error) {
+			if err := w.call("connect"); err != nil {
+				return nil, err
+			}
+			return json.Marshal(slot)
+		},
 		Held: func() bool {
 			w.mu.Lock()
 			defer w.mu.Unlock()
