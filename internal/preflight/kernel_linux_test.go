@@ -81,3 +81,19 @@ func TestKernelProbesSayNoWhereTheFeatureCannotBe(t *testing.T) {
 		t.Error("a link of an unknown kind was made")
 	}
 }
+
+func TestFavoredChangesAreReadFromTheFileSystemsOptions(t *testing.T) {
+	const plain = "31 24 0:27 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n"
+	for text, want := range map[string]bool{
+		plain: false,
+		"31 24 0:27 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate,favordynmods\n": true,
+		plain + "32 24 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,favordynmods\n":     false,
+		"33 24 0:29 / /a\\040-\\040cgroup2 rw,favordynmods - tmpfs tmpfs rw\n":                 false,
+		"broken - cgroup2\n": false,
+		"":                   false,
+	} {
+		if got := favorsDynamic(text); got != want {
+			t.Errorf("%q: %t, want %t", text, got, want)
+		}
+	}
+}

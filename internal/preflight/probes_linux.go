@@ -21,6 +21,7 @@ func probes(in Input) []probe {
 		{"cgroup", "kill", true, pure(func() result { return cgroupFile(in.CgroupMount, "cgroup.kill", "Linux 5.14") })},
 		{"cgroup", "controllers", true, pure(func() result { return cgroupControllers(in.CgroupMount) })},
 		{"cgroup", "memory.reclaim", false, pure(func() result { return cgroupReclaim(in.CgroupMount) })},
+		{"cgroup", "dynamic changes", false, pure(func() result { return cgroupDynamic(in.CgroupMount) })},
 		{"cgroup", "cpu burst", false, pure(func() result {
 			return cgroupLimit(in.CgroupMount, "cpu", "cpu.max.burst", "cpu.cfs_burst_us", "Linux 5.14")
 		})},
