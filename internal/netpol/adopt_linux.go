@@ -110,7 +110,7 @@ func (m *Manager) Sweep(ctx context.Context, keep func(env.SlotID) bool) error {
 	return errors.Join(faults...)
 }
 
-// making reports whether the slot's Create has not returned yet.
+// making reports whether the slot's island has no link yet.
 func (m *Manager) making(slot env.SlotID) bool {
 	is, err := m.island(slot)
 	if err != nil {
