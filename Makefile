@@ -295,7 +295,7 @@ demo: need-root deps build image demo-programs ## run the main job end to end in
 demo-stop: need-root ## end a demo that KEEP=1 left running
 	@if [ -x $(RUNTIME)/demo ]; then $(RUNTIME)/demo stop; else echo 'demo: none was started from this tree'; fi
 
-BENCH_CLAIM ?= $(GO) test -run '^$$' -bench 'Claim|NodeCall|Containerd' -timeout 20m ./test/bench
+BENCH_CLAIM ?= $(GO) test -run '^$$' -bench 'Claim|NodeCall|Containerd|PoolFill' -timeout 20m ./test/bench
 
 # Everything that is not a result goes to standard error. Line by line: a run takes minutes.
 BENCH_LINES = sed -u -e '/^Benchmark/b' -e 'w /dev/stderr' -e d

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/fstest"
@@ -143,6 +144,7 @@ func TestKernelMinerIsNamedAndFrozen(t *testing.T) {
 	if n := len(r.Recent(0)); n != 1 {
 		t.Errorf("%d detections, want 1: %+v", n, r.Recent(0))
 	}
+	eventually(t, "told", func() bool { return strings.HasSuffix(r.events.String(), "\n") })
 	var line env.Detection
 	if err := json.Unmarshal([]byte(r.events.String()), &line); err != nil || line.Environment != id {
 		t.Errorf("event line %q: %v", r.events.String(), err)

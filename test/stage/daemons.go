@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -96,8 +97,7 @@ func (s *Stage) StartDaemons() error {
 		return err
 	}
 	for name, content := range map[string]string{
-		"nodeagent.yaml": s.agentConfig(), "controller.yaml": s.controllerConfig(),
-		"classes/demo.yaml": fmt.Sprintf(classManifest, s.SlotMemory, s.WarmSlots),
+		"nodeagent.yaml": s.agentConfig(), "controller.yaml": s.controllerConfig(), classFile: s.class(s.WarmSlots),
 	} {
 		if err := os.MkdirAll(filepath.Dir(s.Path(name)), 0o700); err != nil {
 			return err
@@ -135,6 +135,24 @@ func (s *Stage) StartDaemons() error {
 		_, err := s.Node.Pool()
 		return err
 	})
+}
+
+// classFile is where the agent reads its class.
+const classFile = "classes/demo.yaml"
+
+// class is the class with so many ready slots.
+func (s *Stage) class(warm int) string { return fmt.Sprintf(classManifest, s.SlotMemory, warm) }
+
+// KeepReady has the agent keep so many ready slots from now on.
+func (s *Stage) KeepReady(slots int) error {
+	if err := os.WriteFile(s.Path(classFile), []byte(s.class(slots)), 0o600); err != nil {
+		return err
+	}
+	pid, err := s.PID("agent")
+	if err != nil {
+		return err
+	}
+	return syscall.Kill(pid, syscall.SIGHUP)
 }
 
 func (s *Stage) clientEnv(key string) []string {
