@@ -14,6 +14,8 @@ import (
 // agent says that one took, fill-s how long it was until all of them were ready.
 func BenchmarkPoolFill(b *testing.B) {
 	host.limit(b, poolSize)
+	host.keepReady(b, 0)
+	host.keepReady(b, 1) // an agent that has made none has no such metric
 	var fills sample
 	made, took := 0.0, 0.0
 	for made < float64(b.N) {
