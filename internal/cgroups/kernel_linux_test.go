@@ -235,25 +235,19 @@ func TestKernelSlotIsMadeInEveryHierarchyAndLeavesNothing(t *testing.T) {
 // some hierarchies.
 func TestKernelHalfASlotIsAdoptedAndRemoved(t *testing.T) {
 	tree := openTree(t)
-	for without := range tree.roots {
-		g, err := tree.Create(env.NewSlotID())
+	half := func(missing ...treeRoot) {
+		before := createGroup(t, tree)
+		for _, r := range missing {
+			if err := removeTree(r.dir, string(before.Slot()), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		g, err := tree.Adopt(before.Slot())
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = g.Close()
-		for i, r := range tree.roots {
-			if i == without || i == 0 && without%2 == 0 {
-				if err := removeTree(r.dir, string(g.Slot()), 0); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
-		g, err = tree.Adopt(g.Slot())
-		if err != nil {
-			t.Fatalf("without %s: %v", tree.roots[without].path, err)
-		}
 		if populated, err := g.Populated(); err != nil || populated {
-			t.Errorf("without %s: populated %t, %v", tree.roots[without].path, populated, err)
+			t.Errorf("populated %t, %v", populated, err)
 		}
 		for _, r := range tree.roots {
 			if _, err := os.Stat(r.path + tree.root + "/" + string(g.Slot())); err != nil {
@@ -263,6 +257,10 @@ func TestKernelHalfASlotIsAdoptedAndRemoved(t *testing.T) {
 		if err := g.Remove(timeout(t, 5*time.Second)); err != nil {
 			t.Error(err)
 		}
+	}
+	for _, r := range tree.roots {
+		half(r)
+		half(tree.roots[0], r)
 	}
 	if slots, err := tree.List(); err != nil || len(slots) != 0 {
 		t.Errorf("slots that are left: %v, %v", slots, err)

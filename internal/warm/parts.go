@@ -113,8 +113,8 @@ type islands interface {
 	Sweep(ctx context.Context, keep func(env.SlotID) bool) error
 }
 
-// Island is a made island. The user namespace's path is valid until
-// ReleaseHolder, the network namespace's as long as this process lives.
+// Island is an island's namespaces, and what gives them a link. The paths of both are
+// valid until ReleaseHolder.
 type Island struct {
 	IslandInfo
 	UserNS string
